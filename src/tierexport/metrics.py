@@ -1,0 +1,33 @@
+"""Pure numbers over vectors: no model, no file."""
+
+import numpy as np
+import numpy.typing as npt
+
+from tierexport.records import Floats
+
+NEIGHBOURS = 10
+
+
+def normalized(vectors: Floats) -> npt.NDArray[np.float64]:
+    """Rows scaled to length 1, in float64; a zero row stays zero."""
+    wide = vectors.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    return wide / np.where(lengths > 0, lengths, 1)
+
+
+def cosines(reference: Floats, found: Floats) -> npt.NDArray[np.float64]:
+    """Cosine of each row of `found` (texts, dimensions) to the same row of `reference`."""
+    return np.einsum("ij,ij->i", normalized(reference), normalized(found))
+
+
+def neighbours_kept(reference: Floats, found: Floats, count: int = NEIGHBOURS) -> float:
+    """Mean share of each text's `count` nearest other texts, by cosine, that stay among them."""
+    kept = [set(a) & set(b) for a, b in zip(_nearest(reference, count), _nearest(found, count), strict=True)]
+    return float(np.mean([len(each) / count for each in kept]))
+
+
+def _nearest(vectors: Floats, count: int) -> npt.NDArray[np.int64]:
+    unit = normalized(vectors)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    return np.argsort(-similarity, axis=1, kind="stable")[:, :count]

@@ -1,0 +1,256 @@
+"""From TOML to Recipe: strict about keys, types and values; knows no model and no tensor."""
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tierexport.errors import RecipeError
+from tierexport.records import CalibrationSettings, Recipe, Rule, Tier, TorchaoSettings
+from tierexport.roles import GROUPS, ROLES, expand
+from tierexport.shipped import shipped
+
+FORMATS = ("gguf", "torchao")
+BITS = (2, 3, 4, 5, 6, 8, 16, 32)
+LAYOUTS = ("portable", "packed")
+ROUNDINGS = ("nearest",)
+RECIPE_KEYS = ("name", "description", "model", "tiers", "rules", "formats", "rounding", "calibration", "torchao")
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `KEY=VALUE` overrides, whose keys are dotted paths.
+
+    A name without a suffix is looked up among the shipped recipes. Raises RecipeError with the
+    key's path, its value, the rule, and the nearest name where one was misspelt.
+    """
+    document = load_document(path)
+    for override in overrides:
+        _override(document, override)
+    return parse_recipe(document, _found(path).parent)
+
+
+def load_document(path: Path) -> dict[str, Any]:
+    """The recipe as TOML reads it."""
+    try:
+        return tomllib.loads(_found(path).read_text("utf-8"))
+    except OSError as error:
+        listed = ", ".join(sorted(each.stem for each in shipped("recipes").glob("*.toml")))
+        raise RecipeError(f"can't read the recipe {path} ({error.strerror}); shipped with tierexport: {listed}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from None
+
+
+def _found(path: Path) -> Path:
+    by_name = shipped("recipes") / f"{path}.toml"
+    return by_name if not path.exists() and path.name == str(path) and by_name.is_file() else path
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override!r} is not KEY=VALUE, as in --set calibration.count=64")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.split(".")
+    place: Any = document
+    for depth, part in enumerate(parents):
+        place = _step(place, part, ".".join(parents[: depth + 1]))
+    if isinstance(place, list):
+        place[_index(place, last, key)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise RecipeError(f"--set {key}: there is nothing below {'.'.join(parents)!r}")
+
+
+def _step(place: Any, part: str, path: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, part, path)]
+    if isinstance(place, dict):
+        return place.setdefault(part, {})
+    raise RecipeError(f"--set {path}: there is nothing below it")
+
+
+def _index(place: list[Any], part: str, path: str) -> int:
+    if not part.isdecimal() or int(part) >= len(place):
+        raise RecipeError(f"--set {path}: the list has entries 0 to {len(place) - 1}, not {part!r}")
+    return int(part)
+
+
+# --- strict reading
+
+
+class _Table:
+    """A TOML table that may hold certain keys and no others."""
+
+    def __init__(self, value: Any, path: str, keys: Sequence[str]) -> None:
+        self.path = path
+        if not isinstance(value, dict):
+            raise RecipeError(f"{path} has to be a table, not {value!r}")
+        for key in value:
+            if key not in keys:
+                near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(keys)}"
+                raise RecipeError(f"unknown key {self.at(key)!r}; {hint}")
+        self.value = value
+
+    def at(self, key: str) -> str:
+        return f"{self.path}.{key}" if self.path else key
+
+    def take(self, key: str, check: Callable[[Any], T], expected: str) -> T:
+        """The value of `key`, which has to be there; `check` returns it or raises ValueError."""
+        if key not in self.value:
+            raise RecipeError(f"{self.at(key)} is missing: it has to be {expected}")
+        try:
+            return check(self.value[key])
+        except (ValueError, TypeError):
+            raise RecipeError(f"{self.at(key)} = {self.value[key]!r} has to be {expected}") from None
+
+    def get(self, key: str, check: Callable[[Any], T], expected: str, default: D) -> T | D:
+        """As `take`, with a default for a key that is not there."""
+        return self.take(key, check, expected) if key in self.value else default
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError
+    return value
+
+
+def _one_of(allowed: Sequence[T]) -> Callable[[Any], T]:
+    def check(value: Any) -> T:
+        if isinstance(value, bool) or value not in allowed:
+            raise ValueError
+        return allowed[allowed.index(value)]
+
+    return check
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return (_text(value),) if isinstance(value, str) else tuple(_text(each) for each in _list(value))
+
+
+def _formats(value: Any) -> tuple[str, ...]:
+    return tuple(_one_of(FORMATS)(each) for each in _texts(value))
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise ValueError
+    return value
+
+
+# --- the recipe
+
+
+def parse_recipe(document: Mapping[str, Any], folder: Path) -> Recipe:
+    """Check a recipe document; `folder` is where its relative paths start. Raises RecipeError."""
+    table = _Table(document, "", RECIPE_KEYS)
+    tiers = {name: _tier(name, value) for name, value in table.take("tiers", dict, "a table of tiers").items()}
+    rules = table.take("rules", _list, "a list of [[rules]]")
+    recipe = Recipe(
+        name=table.take("name", _text, "a text"),
+        description=table.get("description", _text, "a text", ""),
+        model=table.take("model", _text, "a folder, ORG/NAME, pypi:PACKAGE or a name in models/"),
+        tiers=tiers,
+        rules=tuple(_rule(value, f"rules.{number}", tiers) for number, value in enumerate(rules)),
+        formats=table.get("formats", _formats, f"a list of {' and '.join(FORMATS)}", FORMATS),
+        rounding=table.get("rounding", _one_of(ROUNDINGS), " or ".join(ROUNDINGS), "nearest"),
+        calibration=_calibration(table.get("calibration", dict, "a table", {})),
+        torchao=_torchao(table.get("torchao", dict, "a table", {})),
+        folder=folder,
+        document=dict(document),
+    )
+    if unused := set(tiers) - {rule.tier for rule in recipe.rules}:
+        raise RecipeError(f"tiers.{sorted(unused)[0]} is used by no rule: remove it, or add a rule for it")
+    return recipe
+
+
+def _tier(name: str, value: Any) -> Tier:
+    table = _Table(value, f"tiers.{name}", ("bits", *FORMATS, "fallback"))
+    bits = table.take("bits", _one_of(BITS), f"one of {', '.join(map(str, BITS))}")
+    fallback = _Table(table.get("fallback", dict, "a table of native types by format", {}), table.at("fallback"), FORMATS)
+    return Tier(name, bits, _native_types(table), _native_types(fallback))
+
+
+def _native_types(table: _Table) -> dict[str, str]:
+    return {fmt: table.take(fmt, _text, "a native type of the format") for fmt in FORMATS if fmt in table.value}
+
+
+def _rule(value: Any, path: str, tiers: Mapping[str, Tier]) -> Rule:
+    table = _Table(value, path, ("tier", "layers", "roles", "names"))
+    rule = Rule(
+        tier=table.take("tier", _text, "the name of a tier"),
+        layers=table.get("layers", _texts, 'ranges like "2-4", "7" or "30%-80%"', ()),
+        roles=table.get("roles", _texts, "a list of roles", ()),
+        names=table.get("names", _texts, "a list of name patterns with * and ?", ()),
+    )
+    if rule.tier not in tiers:
+        raise RecipeError(f"{path}.tier = {rule.tier!r} is not among the tiers{_nearest(rule.tier, list(tiers))}")
+    if not (rule.layers or rule.roles or rule.names):
+        raise RecipeError(f"{path} claims nothing: give it layers, roles or names")
+    for role in rule.roles:
+        if not expand(role):
+            raise RecipeError(f"{path}.roles: {role!r} is no role{_nearest(role, [*GROUPS, *ROLES])}")
+    for layers in rule.layers:
+        layer_range(layers, 1_000, path)
+    return rule
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def layer_range(text: str, depth: int, path: str) -> range:
+    """The layers that "2-4", "7" or "30%-80%" mean in a stack of `depth` layers.
+
+    Numbers are inclusive and start at 0. Shares are cut at the nearest layer boundary, so ranges
+    that meet at a share meet without overlap. Raises RecipeError for anything else.
+    """
+    first, _, last = text.partition("-")
+    last = last or first
+    try:
+        if first.endswith("%") and last.endswith("%") and "-" in text:
+            low, high = (float(each.removesuffix("%")) / 100 for each in (first, last))
+            if not 0 <= low < high <= 1:
+                raise ValueError
+            return range(int(low * depth + 0.5), int(high * depth + 0.5))
+        found = range(int(first), int(last) + 1)
+        if not found or found.start < 0:
+            raise ValueError
+    except ValueError:
+        raise RecipeError(
+            f'{path}.layers: {text!r} has to be a layer ("7"), a range of layers ("2-4") or of the depth ("30%-80%")'
+        ) from None
+    return found
+
+
+def _calibration(value: Any) -> CalibrationSettings:
+    table = _Table(value, "calibration", ("texts", "count", "imatrix"))
+    return CalibrationSettings(
+        texts=table.get("texts", _text, '"builtin", a .txt or .jsonl file, or a BEIR folder', "builtin"),
+        count=table.get("count", _count, "a number of texts, at least 1", CalibrationSettings.count),
+        imatrix=table.get("imatrix", _text, "an imatrix file in llama.cpp's GGUF format", None),
+    )
+
+
+def _torchao(value: Any) -> TorchaoSettings:
+    table = _Table(value, "torchao", ("layout", "group_size"))
+    sizes = (32, 64, 128, 256)
+    return TorchaoSettings(
+        layout=table.get("layout", _one_of(LAYOUTS), " or ".join(LAYOUTS), "portable"),
+        group_size=table.get("group_size", _one_of(sizes), f"one of {', '.join(map(str, sizes))}", 32),
+    )

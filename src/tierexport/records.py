@@ -1,0 +1,260 @@
+"""The frozen values that pass between the stages. Read this first, then `pipeline.py`.
+
+    recipe.toml ─► Recipe ─┐
+    model       ─► Source ─┼─► Plan ─► Importance ─► Artifact (gguf)    ─┐
+                           │                    └──► Artifact (torchao) ─┼─► Verdict
+                           └──────────► Reference (fp32 vectors) ────────┘
+
+Nothing here computes more than a sum, opens a file or imports torch.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model whose files lie in a local folder, checked but not yet read.
+
+    `digest` covers every file that can change a vector, and what the model description adds.
+    """
+
+    spec: str
+    name: str
+    path: Path
+    revision: str | None
+    digest: str
+    architecture: str
+    layers: int
+    pooling: str
+    max_tokens: int | None
+    prompts: Mapping[str, str]
+    licence: str | None
+    base_model: str | None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a model as one format stores it.
+
+    `sources` are the Hugging Face names it comes from; `layer` is None outside the stack;
+    `shape` is in torch's order (rows, columns).
+    """
+
+    name: str
+    role: str
+    layer: int | None
+    shape: tuple[int, ...]
+    sources: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Tier:
+    """How precisely a class of tensors is kept.
+
+    `types` and `fallback` name a native type per format ("gguf", "torchao"), where the recipe does.
+    """
+
+    name: str
+    bits: int
+    types: Mapping[str, str] = field(default_factory=dict)
+    fallback: Mapping[str, str] = field(default_factory=dict)
+
+
+KEPT = Tier("kept", 32)
+"""Norms, biases, position and type tables: too few to matter in bytes, so fp32 in every format."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Claims for `tier` every tensor that meets all of the conditions which are set."""
+
+    tier: str
+    layers: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [
+            f"{key} = {', '.join(values)}"
+            for key, values in (("layers", self.layers), ("roles", self.roles), ("names", self.names))
+            if values
+        ]
+        return f"{self.tier} ({'; '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """Which texts importance is measured on. `imatrix`, when set, replaces the measurement."""
+
+    texts: str = "builtin"
+    count: int = 400
+    imatrix: str | None = None
+
+
+@dataclass(frozen=True)
+class TorchaoSettings:
+    """How 4-bit values are stored ("portable" or "packed") and how many share a scale."""
+
+    layout: str = "portable"
+    group_size: int = 32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the user declares. `folder` is where relative paths in it start."""
+
+    name: str
+    description: str
+    model: str
+    tiers: Mapping[str, Tier]
+    rules: tuple[Rule, ...]
+    formats: tuple[str, ...]
+    rounding: str
+    calibration: CalibrationSettings
+    torchao: TorchaoSettings
+    folder: Path
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One row of the plan: a tensor, its tier, and the native type and bytes it gets."""
+
+    tensor: Tensor
+    tier: Tier
+    type: str
+    bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class FormatPlan:
+    """What one format will hold."""
+
+    format: str
+    rows: tuple[PlannedTensor, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.tensor.parameters for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensors alone, without header and padding."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def nominal_bits(self) -> float:
+        """Mean of the tiers' bits over all parameters."""
+        return sum(row.tier.bits * row.tensor.parameters for row in self.rows) / max(self.parameters, 1)
+
+    @property
+    def stored_bits(self) -> float:
+        return 8 * self.bytes / max(self.parameters, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Recipe × Source: every tensor of every format with its tier and type."""
+
+    recipe: Recipe
+    source: Source
+    formats: tuple[FormatPlan, ...]
+
+    def __iter__(self) -> Iterator[FormatPlan]:
+        return iter(self.formats)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A calibration text: `kind` is "query" or "passage" and selects the model's prompt."""
+
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Sum of squared inputs per column, and the number of token rows, for each Linear.
+
+    `sums[name]` is float64 of shape (columns,), keyed by the Hugging Face weight's name;
+    `counts[name]` the rows that were summed.
+    """
+
+    sums: Mapping[str, npt.NDArray[np.float64]]
+    counts: Mapping[str, int]
+    texts: int
+    dataset: str
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """Mean squared input per column for GGUF tensors: float32 (columns,) or (experts·columns,)."""
+
+    means: Mapping[str, Floats]
+    dataset: str
+    chunks: int
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A written file or folder. `bytes` are those of its weight files on disk."""
+
+    format: str
+    path: Path
+    bytes: int
+    plan: FormatPlan
+
+    @property
+    def stored_bits(self) -> float:
+        return 8 * self.bytes / self.plan.parameters
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a reader made of texts: token ids, and float32 vectors of shape (texts, dimensions)."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    vectors: Floats
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One artifact on one device against the fp32 reference. `status`: ok, failed or not run."""
+
+    format: str
+    device: str
+    status: str
+    reason: str | None = None
+    tokens_equal: bool | None = None
+    cos_mean: float | None = None
+    cos_min: float | None = None
+    top10_retention: float | None = None
+
+
+class Format(Protocol):
+    """What the plan needs to know of a format: its tensors, and what a tier means for each."""
+
+    name: str
+
+    def tensors(self, source: Source) -> tuple[Tensor, ...]:
+        """Every tensor the format stores for this model; reads no weights."""
+
+    def native_type(self, tensor: Tensor, tier: Tier, recipe: Recipe) -> tuple[str, str]:
+        """The native type for the tensor, and a note where it is the fallback."""
+
+    def tensor_bytes(self, tensor: Tensor, native: str, recipe: Recipe) -> int:
+        """Bytes the tensor takes at that type, scales included."""

@@ -1,0 +1,1 @@
+"""Renders what is known for people. Computes nothing."""

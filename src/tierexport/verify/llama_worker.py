@@ -1,0 +1,98 @@
+"""Encodes texts through llama.cpp, in a process that may die: `python -m … JOB.json`.
+
+The job names a GGUF, texts, the tokens at which they are cut, and two files to write: token ids
+(JSON, a list per line) and vectors (raw float32, a row per text, flushed one by one, so that the
+parent knows at which text the process died).
+"""
+
+import ctypes
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def main(job_file: str) -> None:
+    """Run one job. Whatever llama.cpp logs goes to stderr, which the parent keeps."""
+    import llama_cpp
+
+    job = json.loads(Path(job_file).read_text("utf-8"))
+    llama_cpp.llama_backend_init()
+    model, context = _open(llama_cpp, job["path"], job["max_tokens"])
+    vocabulary = llama_cpp.llama_model_get_vocab(model)
+    with Path(job["tokens"]).open("w", encoding="utf-8") as tokens, Path(job["vectors"]).open("wb") as vectors:
+        for text in job["texts"]:
+            ids = _cut(llama_cpp, vocabulary, _tokenize(llama_cpp, vocabulary, text), job["max_tokens"])
+            tokens.write(json.dumps(ids) + "\n")
+            tokens.flush()
+            vectors.write(_embed(llama_cpp, model, context, ids).tobytes())
+            vectors.flush()
+
+
+def _open(llama: Any, path: str, max_tokens: int) -> tuple[Any, Any]:
+    model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+    if not model:
+        raise SystemExit(f"llama.cpp can't load {path}")
+    trained = llama.llama_model_n_ctx_train(model)
+    if max_tokens > trained:
+        raise SystemExit(f"texts are cut at {max_tokens} tokens, but {path} was trained for {trained}")
+    parameters = llama.llama_context_default_params()
+    # A non-causal encoder needs the whole text in one micro-batch; larger ones only cost time.
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = max_tokens
+    parameters.n_seq_max = 1
+    parameters.embeddings = True
+    parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
+    parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    context = llama.llama_init_from_model(model, parameters)
+    if not context:
+        raise SystemExit(f"llama.cpp can't make a context for {path}")
+    return model, context
+
+
+def _tokenize(llama: Any, vocabulary: Any, text: str) -> list[int]:
+    raw = text.encode()
+    room = len(raw) + 16
+    ids = (ctypes.c_int32 * room)()
+    count = llama.llama_tokenize(vocabulary, raw, len(raw), ids, room, True, True)
+    if count < 0:
+        raise SystemExit(f"llama.cpp can't tokenize {text[:80]!r}")
+    return list(ids[:count])
+
+
+def _cut(llama: Any, vocabulary: Any, ids: list[int], limit: int) -> list[int]:
+    """Cut as Hugging Face tokenizers do: the closing special token stays."""
+    closing = {llama.llama_vocab_sep(vocabulary), llama.llama_vocab_eos(vocabulary)}
+    if len(ids) <= limit:
+        return ids
+    return [*ids[: limit - 1], ids[-1]] if ids[-1] in closing else ids[:limit]
+
+
+def _embed(llama: Any, model: Any, context: Any, ids: list[int]) -> Any:
+    batch = llama.llama_batch_init(len(ids), 0, 1)
+    try:
+        batch.n_tokens = len(ids)
+        for position, token in enumerate(ids):
+            batch.token[position] = token
+            batch.pos[position] = position
+            batch.n_seq_id[position] = 1
+            batch.seq_id[position][0] = 0
+            batch.logits[position] = True
+        memory = llama.llama_get_memory(context)
+        if memory:
+            llama.llama_memory_clear(memory, True)
+        run = llama.llama_decode if memory else llama.llama_encode
+        if (code := run(context, batch)) != 0:
+            raise SystemExit(f"llama.cpp failed with code {code} on a text of {len(ids)} tokens")
+        pointer = llama.llama_get_embeddings_seq(context, 0)
+        if not pointer:
+            raise SystemExit("the file states no pooling, so llama.cpp returns no vector per text")
+        return np.ctypeslib.as_array(pointer, (llama.llama_model_n_embd_out(model),)).astype(np.float32)
+    finally:
+        llama.llama_batch_free(batch)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
