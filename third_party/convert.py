@@ -49,6 +49,7 @@ def with_sentencepiece(model_class: type[Any]) -> type[Any]:
 
 
 def is_unigram(folder: Path) -> bool:
+    """Whether the model's tokenizer is a sentencepiece Unigram."""
     tokenizer = folder / "tokenizer.json"
     return tokenizer.is_file() and json.loads(tokenizer.read_text("utf-8")).get("model", {}).get("type") == "Unigram"
 
@@ -69,7 +70,10 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     outfile = Path(request["outfile"] or folder / "unwritten.gguf")
     with torch.inference_mode():
         model = observed(model_class, made_of)(
-            folder, gguf.LlamaFileType.ALL_F32, outfile, model_name=request["name"],
+            folder,
+            gguf.LlamaFileType.ALL_F32,
+            outfile,
+            model_name=request["name"],
             sentence_transformers_dense_modules=request["dense"],
         )
         set_parameters(model, request["pooling"])

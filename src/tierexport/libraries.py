@@ -3,12 +3,12 @@
 import logging
 import os
 import warnings
-from types import ModuleType
+from typing import Any
 
 _NOISY = ("torchao", "torch.utils._pytree", "sentence_transformers", "transformers")
 
 
-def import_sentence_transformers() -> ModuleType:
+def import_sentence_transformers() -> Any:
     """sentence_transformers, with transformers and torchao, imported in silence.
 
     torchao reports extensions built for other machines, torch a change inside torchao,

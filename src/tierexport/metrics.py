@@ -12,12 +12,14 @@ def normalized(vectors: Floats) -> npt.NDArray[np.float64]:
     """Rows scaled to length 1, in float64; a zero row stays zero."""
     wide = vectors.astype(np.float64)
     lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    return wide / np.where(lengths > 0, lengths, 1)
+    unit: npt.NDArray[np.float64] = wide / np.where(lengths > 0, lengths, 1)
+    return unit
 
 
 def cosines(reference: Floats, found: Floats) -> npt.NDArray[np.float64]:
     """Cosine of each row of `found` (texts, dimensions) to the same row of `reference`."""
-    return np.einsum("ij,ij->i", normalized(reference), normalized(found))
+    similar: npt.NDArray[np.float64] = (normalized(reference) * normalized(found)).sum(1)
+    return similar
 
 
 def neighbours_kept(reference: Floats, found: Floats, count: int = NEIGHBOURS) -> float:

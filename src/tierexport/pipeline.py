@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-
 import tomli_w
 
 from tierexport import __version__, archive
@@ -15,7 +14,7 @@ from tierexport.calibrate import measure_importance, texts_digest
 from tierexport.card import render_card
 from tierexport.datasets import calibration_texts
 from tierexport.encode import open_model
-from tierexport.formats import FORMATS
+from tierexport.formats import formats_of
 from tierexport.formats.gguf import converted, source_stages, write_gguf
 from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
 from tierexport.formats.torchao import weight_bytes, write_torchao
@@ -25,7 +24,7 @@ from tierexport.recipe import read_recipe
 from tierexport.records import Artifact, FormatPlan, Imatrix, Plan, Recipe, Source, Verdict
 from tierexport.source import check_finite, open_source
 from tierexport.verify import screen_artifacts
-from tierexport.workdir import Stages, building, file_digest, value_digest, write_json, write_whole
+from tierexport.workdir import Stages, building, file_digest, stage_key, write_json, write_whole
 
 NEEDS_IMPORTANCE_BELOW = 8
 """Bits from which on ggml ignores importance: Q8_0 and the float types are the same without."""
@@ -48,7 +47,7 @@ def plan(recipe_path: Path, overrides: Sequence[str] = ()) -> Plan:
     """What a build of this recipe would make. Raises InputError or MachineError."""
     recipe = read_recipe(recipe_path, overrides)
     with stage("Looking at the model"):
-        return make_plan(recipe, open_source(recipe.model, recipe.folder), [FORMATS[name] for name in recipe.formats])
+        return make_plan(recipe, open_source(recipe.model, recipe.folder), formats_of(recipe))
 
 
 def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> Build:
@@ -103,7 +102,7 @@ def _measured_imatrix(made: Plan, gguf: FormatPlan) -> Path:
         write_imatrix(found, [row.tensor for row in gguf.rows], folder / "imatrix.gguf")
 
     with stage("Calibrating") as running:
-        folder = source_stages(made.source).run(f"imatrix-{dataset}", dataset, measure)
+        folder = source_stages(made.source).run(f"imatrix-{dataset}", stage_key(dataset, tools()), measure)
     return folder / "imatrix.gguf"
 
 
@@ -121,10 +120,10 @@ def _export_gguf(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imat
     return Artifact("gguf", folder / name, (folder / name).stat().st_size, plan)
 
 
-def _export_torchao(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, stages: Stages) -> Artifact:
+def _export_torchao(plan: FormatPlan, recipe: Recipe, source: Source, _: Imatrix, stages: Stages) -> Artifact:
     def write(folder: Path) -> None:
         running.total(plan.parameters)
-        write_torchao(plan, recipe, source, folder, running.step)
+        write_torchao(plan, recipe.torchao, source, folder, running.step)
 
     with stage("Writing the torchao folder") as running:
         folder = stages.run("torchao", _key(plan, recipe, source, asdict(recipe.torchao)), write)
@@ -136,7 +135,7 @@ _EXPORT = {"gguf": _export_gguf, "torchao": _export_torchao}
 
 def _key(plan: FormatPlan, recipe: Recipe, source: Source, extra: Any) -> str:
     rows = [[row.tensor.name, row.type] for row in plan.rows]
-    return value_digest([asdict(source) | {"path": ""}, recipe.name, recipe.rounding, rows, extra, tools()])
+    return stage_key(asdict(source) | {"path": ""}, recipe.name, recipe.rounding, rows, extra, tools())
 
 
 def tools() -> dict[str, str]:
@@ -173,24 +172,10 @@ def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, folder
 
 
 def _describe_artifact(artifact: Artifact, folder: Path) -> dict[str, Any]:
+    """The artifact's plan, with the bytes of the files in place of those of the tensors alone."""
     return {
-        "format": artifact.format,
+        **artifact.plan.as_json(),
         "path": artifact.path.relative_to(folder).as_posix(),
         "bytes": artifact.bytes,
-        "tensor_bytes": artifact.plan.bytes,
-        "parameters": artifact.plan.parameters,
-        "nominal_bits": artifact.plan.nominal_bits,
         "stored_bits": artifact.stored_bits,
-        "tensors": [
-            {
-                "name": row.tensor.name,
-                "role": row.tensor.role,
-                "layer": row.tensor.layer,
-                "tier": row.tier.name,
-                "type": row.type,
-                "shape": list(row.tensor.shape),
-                "bytes": row.bytes,
-            }
-            for row in artifact.plan.rows
-        ],
     }

@@ -30,7 +30,10 @@ class Stage:
 def stage(title: str) -> Iterator[Stage]:
     """Show a line with a bar while the stage runs, and how long it took when it ends."""
     columns = (
-        SpinnerColumn(finished_text="✓"), TextColumn("{task.description:<34}"), BarColumn(bar_width=24), TimeElapsedColumn()
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
         running = Stage(progress, title)

@@ -58,6 +58,10 @@ class Tensor:
     def parameters(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
+    def as_json(self) -> dict[str, Any]:
+        """Its name, role, layer and shape."""
+        return {"name": self.name, "role": self.role, "layer": self.layer, "shape": list(self.shape)}
+
 
 @dataclass(frozen=True)
 class Tier:
@@ -138,6 +142,10 @@ class PlannedTensor:
     bytes: int
     note: str = ""
 
+    def as_json(self) -> dict[str, Any]:
+        """The row as `plan --json` and manifest.json show it."""
+        return {**self.tensor.as_json(), "tier": self.tier.name, "type": self.type, "bytes": self.bytes, "note": self.note}
+
 
 @dataclass(frozen=True)
 class FormatPlan:
@@ -162,7 +170,19 @@ class FormatPlan:
 
     @property
     def stored_bits(self) -> float:
+        """Bits per parameter of the tensors alone."""
         return 8 * self.bytes / max(self.parameters, 1)
+
+    def as_json(self) -> dict[str, Any]:
+        """Totals and rows as `plan --json` shows them."""
+        return {
+            "format": self.format,
+            "parameters": self.parameters,
+            "tensor_bytes": self.bytes,
+            "nominal_bits": self.nominal_bits,
+            "stored_bits": self.stored_bits,
+            "tensors": [row.as_json() for row in self.rows],
+        }
 
 
 @dataclass(frozen=True)
@@ -253,8 +273,8 @@ class Format(Protocol):
     def tensors(self, source: Source) -> tuple[Tensor, ...]:
         """Every tensor the format stores for this model; reads no weights."""
 
-    def native_type(self, tensor: Tensor, tier: Tier, recipe: Recipe) -> tuple[str, str]:
+    def native_type(self, tensor: Tensor, tier: Tier) -> tuple[str, str]:
         """The native type for the tensor, and a note where it is the fallback."""
 
-    def tensor_bytes(self, tensor: Tensor, native: str, recipe: Recipe) -> int:
+    def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Bytes the tensor takes at that type, scales included."""

@@ -5,6 +5,7 @@ it is written beside its place, synced, renamed, and recorded with the digest of
 """
 
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -40,6 +41,18 @@ def file_digest(path: Path) -> str:
 def value_digest(value: Any) -> str:
     """SHA-256 of a JSON-able value, in hex; equal values give equal digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 over tierexport's own code: what was made by other code is not taken for fresh."""
+    package = Path(__file__).parent
+    return value_digest({path.relative_to(package).as_posix(): file_digest(path) for path in package.rglob("*.py")})
+
+
+def stage_key(*inputs: Any) -> str:
+    """The key of a stage that tierexport's code makes from JSON-able inputs."""
+    return value_digest([code_digest(), *inputs])
 
 
 @contextmanager
@@ -79,6 +92,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -2,6 +2,10 @@
 
 from tierexport.formats.gguf import GgufFormat
 from tierexport.formats.torchao import TorchaoFormat
-from tierexport.records import Format
+from tierexport.records import Format, Recipe
 
-FORMATS: dict[str, Format] = {"gguf": GgufFormat(), "torchao": TorchaoFormat()}
+
+def formats_of(recipe: Recipe) -> tuple[Format, ...]:
+    """The formats a recipe asks for, set up as it says."""
+    known: dict[str, Format] = {"gguf": GgufFormat(), "torchao": TorchaoFormat(recipe.torchao)}
+    return tuple(known[name] for name in recipe.formats)

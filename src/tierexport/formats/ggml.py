@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import gguf
@@ -41,9 +42,7 @@ def library() -> ctypes.CDLL:
     return ggml
 
 
-def quantize(
-    rows: Floats, native: gguf.GGMLQuantizationType, importance: Floats | None
-) -> Iterator[npt.NDArray[np.uint8]]:
+def quantize(rows: Floats, native: gguf.GGMLQuantizationType, importance: Floats | None) -> Iterator[npt.NDArray[np.uint8]]:
     """Round a float32 matrix, in order, in pieces of uint8 (rows, bytes per row).
 
     `rows` is (rows, columns) or (experts, rows, columns); `importance` is float32 (columns,), or
@@ -62,7 +61,7 @@ def quantize(
     cores = os.cpu_count() or 1
     with ThreadPoolExecutor(cores) as pool:
         for first in range(0, len(pieces), cores):
-            yield from pool.map(lambda piece: _quantize_piece(*piece, native), pieces[first : first + cores])
+            yield from pool.map(_quantize_piece, pieces[first : first + cores], repeat(native))
 
 
 def _pieces(experts: Floats, weights: Floats | None) -> Iterator[tuple[Floats, Floats | None]]:
@@ -72,10 +71,9 @@ def _pieces(experts: Floats, weights: Floats | None) -> Iterator[tuple[Floats, F
             yield expert[start : start + step], None if weights is None else weights[index]
 
 
-def _quantize_piece(
-    piece: Floats, importance: Floats | None, native: gguf.GGMLQuantizationType
-) -> npt.NDArray[np.uint8]:
-    source = np.ascontiguousarray(piece, np.float32)
+def _quantize_piece(piece: tuple[Floats, Floats | None], native: gguf.GGMLQuantizationType) -> npt.NDArray[np.uint8]:
+    rows, importance = piece
+    source = np.ascontiguousarray(rows, np.float32)
     out = np.empty((len(source), row_bytes(native, source.shape[1])), np.uint8)
     pointer = None if importance is None else importance.ctypes.data
     written = library().ggml_quantize_chunk(
@@ -89,4 +87,4 @@ def _quantize_piece(
 def row_bytes(native: gguf.GGMLQuantizationType, columns: int) -> int:
     """Bytes of one row: blocks times bytes per block."""
     block, size = gguf.GGML_QUANT_SIZES[native]
-    return columns // block * size
+    return int(columns // block * size)

@@ -24,7 +24,7 @@ from tierexport.records import FormatPlan, Imatrix, PlannedTensor, Recipe, Sourc
 from tierexport.roles import role_and_layer
 from tierexport.shipped import shipped
 from tierexport.source import modules
-from tierexport.workdir import Stages, cache_dir, file_digest, value_digest
+from tierexport.workdir import Stages, cache_dir, file_digest, stage_key
 
 CONVERT_SECONDS = 3600
 
@@ -71,7 +71,7 @@ class GgufFormat:
             )
         return layout.tensors
 
-    def native_type(self, tensor: Tensor, tier: Tier, recipe: Recipe) -> tuple[str, str]:
+    def native_type(self, tensor: Tensor, tier: Tier) -> tuple[str, str]:
         """The type for a tensor, and a note where it is the recipe's fallback.
 
         Raises PlanError when neither the tier's type nor its fallback fits the shape.
@@ -89,7 +89,7 @@ class GgufFormat:
             return fallback, f"fallback: {wanted[0]} does not fit"
         raise PlanError(_misfit(tensor, tier, wanted[0]))
 
-    def tensor_bytes(self, tensor: Tensor, native: str, recipe: Recipe) -> int:
+    def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Rows times bytes per row."""
         columns = tensor.shape[-1]
         return tensor.parameters // columns * ggml.row_bytes(gguf.GGMLQuantizationType[native], columns)
@@ -99,7 +99,8 @@ _OTHER_FORMAT = "torchao is still possible: --set 'formats=[\"torchao\"]'"
 
 
 def _fits(tensor: Tensor, native: str) -> bool:
-    return tensor.shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[native]][0] == 0
+    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[native]]
+    return bool(tensor.shape[-1] % block == 0)
 
 
 def _misfit(tensor: Tensor, tier: Tier, native: str) -> str:
@@ -143,7 +144,7 @@ def source_stages(source: Source) -> Stages:
 
 
 def _converter_key() -> str:
-    return value_digest([archive.pin().sha256, file_digest(shipped("third_party") / "convert.py")])
+    return stage_key(archive.pin().sha256, file_digest(shipped("third_party") / "convert.py"))
 
 
 def _run_converter(source: Source, out: Path, outfile: str | None) -> None:
@@ -192,7 +193,7 @@ def write_gguf(
     """
     reader = gguf.GGUFReader(converted(source))
     data = {tensor.name: tensor.data for tensor in reader.tensors}
-    writer = gguf.GGUFWriter(path, arch=reader.get_field("general.architecture").contents())  # type: ignore[union-attr]
+    writer = gguf.GGUFWriter(path, arch=reader.get_field("general.architecture").contents())
     _copy_metadata(reader, writer)
     _add_metadata(plan, recipe, source, imatrix, writer)
     for row in plan.rows:
@@ -208,7 +209,7 @@ def write_gguf(
 
 
 def _stored_shape(row: PlannedTensor) -> tuple[int, ...]:
-    """gguf takes the shape of the bytes and works out the values."""
+    """Gguf takes the shape of the bytes and works out the values."""
     *rows, columns = row.tensor.shape
     return (*rows, ggml.row_bytes(gguf.GGMLQuantizationType[row.type], columns))
 
@@ -230,14 +231,10 @@ def _copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:
         if field.name.startswith("GGUF.") or field.name == gguf.Keys.General.ARCHITECTURE:
             continue
         kind = field.types[0]
-        writer.add_key_value(
-            field.name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        )
+        writer.add_key_value(field.name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
 
 
-def _add_metadata(
-    plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, writer: gguf.GGUFWriter
-) -> None:
+def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, writer: gguf.GGUFWriter) -> None:
     """What a reader of the file wants to know; replaces what the converter said of the fp32 file."""
     by_type: dict[str, int] = {}
     for row in plan.rows:
@@ -286,7 +283,7 @@ def read_tensors(path: Path) -> tuple[tuple[Tensor, str, int], ...]:
 
 
 def open_gguf(path: Path) -> gguf.GGUFReader:
-    """gguf's own reader on a file. Raises ArtifactError when it can't be read."""
+    """Gguf's own reader on a file. Raises ArtifactError when it can't be read."""
     try:
         return gguf.GGUFReader(path)
     except (ValueError, KeyError, IndexError, OSError, OverflowError, UnicodeDecodeError, MemoryError) as error:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tierexport.encode import open_model
 from tierexport.errors import ArtifactError, MachineError, PlanError, SourceError
 from tierexport.libraries import import_sentence_transformers
-from tierexport.records import FormatPlan, Recipe, Source, Tensor, Tier
+from tierexport.records import FormatPlan, Source, Tensor, Tier, TorchaoSettings
 from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
 
 if TYPE_CHECKING:
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 NATIVE_OF_BITS = {4: "int4", 8: "int8", 16: "float16", 32: "float32"}
 """The type of a tier. Other widths would take int8's bytes and keep fewer levels, so none is offered."""
 
-CODES = {"int4": 15, "int8": 255}
-
 
 class TorchaoFormat:
-    """A sentence-transformers folder."""
+    """A sentence-transformers folder in one of the two layouts."""
 
     name = "torchao"
+
+    def __init__(self, settings: TorchaoSettings) -> None:
+        self.settings = settings
 
     def tensors(self, source: Source) -> tuple[Tensor, ...]:
         """Every tensor of the module tree, built without memory, and of the modules after it.
@@ -47,7 +48,7 @@ class TorchaoFormat:
                     found.append(Tensor(f"{file.parent.name}/{name}", KEPT_ROLE, None, shape))
         return tuple(found)
 
-    def native_type(self, tensor: Tensor, tier: Tier, recipe: Recipe) -> tuple[str, str]:
+    def native_type(self, tensor: Tensor, tier: Tier) -> tuple[str, str]:
         """The type for a tensor, and a note where it is the recipe's fallback.
 
         Raises PlanError when neither the tier's type nor its fallback fits.
@@ -60,36 +61,35 @@ class TorchaoFormat:
         for name in (wanted, fallback or wanted):
             if name not in NATIVE_OF_BITS.values():
                 raise PlanError(f"tiers.{tier.name}: {name!r} is no torchao type: {known}")
-        problem = _misfit(tensor, wanted, recipe)
+        problem = _misfit(tensor, wanted, self.settings)
         if problem is None:
             return wanted, ""
-        if fallback and _misfit(tensor, fallback, recipe) is None:
+        if fallback and _misfit(tensor, fallback, self.settings) is None:
             return fallback, f"fallback: {problem}"
         raise PlanError(
             f"{tensor.name} of shape {tensor.shape} can't take {wanted}: {problem}. Name another type in "
             f"tiers.{tier.name}.torchao, or allow one in tiers.{tier.name}.fallback.torchao"
         )
 
-    def tensor_bytes(self, tensor: Tensor, native: str, recipe: Recipe) -> int:
+    def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Codes, scales and zero points, as safetensors holds them."""
         values, columns = tensor.parameters, tensor.shape[-1]
-        packed = recipe.torchao.layout == "packed"
+        packed = self.settings.layout == "packed"
         if native in ("float32", "float16"):
             return values * (4 if native == "float32" else 2)
-        groups = values // (recipe.torchao.group_size if native == "int4" else columns)
+        groups = values // (self.settings.group_size if native == "int4" else columns)
         if native == "int4" and packed:
             return values // 2 + groups * (2 + 2)
         return values + groups * ((2 if packed else 4) + 1)
 
 
-def _misfit(tensor: Tensor, native: str, recipe: Recipe) -> str | None:
+def _misfit(tensor: Tensor, native: str, settings: TorchaoSettings) -> str | None:
     """Why a tensor can't take a type, or None."""
     if native != "int4":
         return None
-    group = recipe.torchao.group_size
-    if tensor.shape[-1] % group:
-        return f"{tensor.shape[-1]} columns are no multiple of torchao.group_size = {group}"
-    if recipe.torchao.layout == "packed" and tensor.role == "token_embeddings":
+    if tensor.shape[-1] % settings.group_size:
+        return f"{tensor.shape[-1]} columns are no multiple of torchao.group_size = {settings.group_size}"
+    if settings.layout == "packed" and tensor.role == "token_embeddings":
         return "packed 4-bit rows can't be looked up, only multiplied"
     return None
 
@@ -129,7 +129,7 @@ def _tensor(name: str, shape: tuple[int, ...], kind: str) -> Tensor:
 
 
 def write_torchao(
-    plan: FormatPlan, recipe: Recipe, source: Source, folder: Path, step: Callable[[int], None]
+    plan: FormatPlan, settings: TorchaoSettings, source: Source, folder: Path, step: Callable[[int], None]
 ) -> None:
     """Quantize the source as planned and save it as a sentence-transformers folder.
 
@@ -138,13 +138,12 @@ def write_torchao(
     """
     model = open_model(source)
     transformer: Any = model.transformers_model
-    settings = recipe.torchao
-    configs = {native: _config(native, settings.layout, settings.group_size) for native in ("int4", "int8")}
+    configs = {native: _config(native, settings) for native in ("int4", "int8")}
     quantized: dict[str, list[str]] = {}
     for row in plan.rows:
         module_name, _, parameter = row.tensor.name.rpartition(".")
         if row.type in configs:
-            _quantize(transformer.get_submodule(module_name), row.type, configs[row.type], recipe)
+            _quantize(transformer.get_submodule(module_name), row.type, configs[row.type], settings)
             quantized.setdefault(row.type, []).append(module_name)
         elif row.type == "float16":
             _to_half(transformer.get_submodule(module_name), parameter, row.tensor.name)
@@ -158,26 +157,30 @@ def write_torchao(
     _state_dtype(folder, "bfloat16" if settings.layout == "packed" else "float32")
 
 
-def _config(native: str, layout: str, group_size: int) -> Any:
-    """torchao's configuration for a native type, as the saved config.json will state it."""
+def _config(native: str, settings: TorchaoSettings) -> Any:
+    """Torchao's configuration for a native type, as the saved config.json will state it."""
     import torch
-    from torchao.quantization import Int4WeightOnlyConfig, IntxWeightOnlyConfig, PerAxis, PerGroup
+    from torchao.quantization import Int4WeightOnlyConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup
 
+    # A zero point is stored either way; using it took a third off the error at 4 bits (docs/log.md).
+    mapping = MappingType.ASYMMETRIC
     if native == "int8":
-        return IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
-    if layout == "packed":
-        return Int4WeightOnlyConfig(group_size=group_size)
-    return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group_size))
+        return IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0), mapping_type=mapping)
+    if settings.layout == "packed":
+        return Int4WeightOnlyConfig(group_size=settings.group_size)
+    return IntxWeightOnlyConfig(
+        weight_dtype=getattr(torch, native), granularity=PerGroup(settings.group_size), mapping_type=mapping
+    )
 
 
-def _quantize(module: Any, native: str, config: Any, recipe: Recipe) -> None:
+def _quantize(module: Any, native: str, config: Any, settings: TorchaoSettings) -> None:
     import torch
     from torchao.quantization import quantize_
 
-    if recipe.torchao.layout == "packed":
+    if settings.layout == "packed":
         # The packed layout runs in bfloat16, so its scales are chosen for the bfloat16 weights.
         if native == "int4":
-            packed = pack_int4(module.weight.detach(), recipe.torchao.group_size)
+            packed = pack_int4(module.weight.detach(), settings.group_size)
             module.weight = torch.nn.Parameter(packed, requires_grad=False)
             return
         module.weight = torch.nn.Parameter(module.weight.detach().bfloat16(), requires_grad=False)
@@ -198,7 +201,7 @@ def pack_int4(weight: "torch.Tensor", group_size: int) -> Any:
     rows, columns = weight.shape
     grouped = weight.float().reshape(rows, columns // group_size, group_size)
     low, high = grouped.amin(-1), grouped.amax(-1)
-    scale = ((high - low) / CODES["int4"]).clamp(min=1e-6).bfloat16()
+    scale = ((high - low) / 15).clamp(min=1e-6).bfloat16()
     zero = (low + 8 * scale.float()).bfloat16()
     codes = ((grouped - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)).round().clamp(-8, 7)
     codes = codes.to(torch.int8).reshape(rows, columns)
@@ -214,7 +217,8 @@ def unpack_int4(packed: Any) -> "torch.Tensor":
     codes = torch.stack([packed.qdata << 4 >> 4, packed.qdata >> 4], -1).reshape(rows, columns)
     grouped = codes.float().reshape(rows, -1, packed.block_size[-1])
     scale, zero = (each.float().t().unsqueeze(-1) for each in (packed.scale, packed.zero_point))
-    return (grouped * scale + zero).reshape(rows, columns)
+    weight: torch.Tensor = (grouped * scale + zero).reshape(rows, columns)
+    return weight
 
 
 def _to_half(module: Any, parameter: str, name: str) -> None:
@@ -261,12 +265,12 @@ def load(path: str, device: str = "cpu") -> "SentenceTransformer":
         raise ArtifactError(f"{folder} is not a sentence-transformers folder: it has no modules.json")
     st = import_sentence_transformers()
     try:
-        model = st.SentenceTransformer(str(folder), device=device, local_files_only=True)
+        model: SentenceTransformer = st.SentenceTransformer(str(folder), device=device, local_files_only=True)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise ArtifactError(f"{folder} can't be loaded: {error}") from error
     if _is_packed(model) and not _has_int4_kernel(device):
         _dequantize(model)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _is_packed(model: Any) -> bool:
@@ -321,7 +325,20 @@ def read_tensors(folder: Path) -> tuple[tuple[Tensor, str, int], ...]:
     return tuple(_stored_tensor(name, parts, kinds.get(name, "")) for name, parts in stored.items())
 
 
-_SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+_SIZES = {
+    "F64": 8,
+    "I64": 8,
+    "F32": 4,
+    "I32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 

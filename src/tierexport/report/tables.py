@@ -1,15 +1,21 @@
 """Tables for the terminal."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from tierexport.inspection import Inspection
 from tierexport.records import FormatPlan, Plan, Tensor
+from tierexport.roles import ROLES
 
 COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green", 16: "cyan", 32: "blue"}
 """Warm is crushed, cold is kept: the same colours wherever tiers are shown."""
+
+
+_PROOF = ("cos_mean", "cos_min", "top10_retention")
 
 
 def _table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
@@ -36,7 +42,9 @@ def plan_table(plan: FormatPlan) -> Table:
             f"{row.bytes:,}", row.note,
         )  # fmt: skip
     types = ", ".join(sorted({row.type for row in kept}))
-    table.add_row(f"{len(kept)} norms, biases, tables", "kept", "", "kept", "32", types, "", f"{sum(r.bytes for r in kept):,}", "")
+    table.add_row(
+        f"{len(kept)} norms, biases, tables", "kept", "", "kept", "32", types, "", f"{sum(r.bytes for r in kept):,}", ""
+    )
     return table
 
 
@@ -57,10 +65,9 @@ def build_table(manifest: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any
     for artifact in manifest["artifacts"]:
         verdict = judged[artifact["format"]]
         shown = (
-            [str(verdict["tokens_equal"]).lower(), *(f"{verdict[key]:.5f}" for key in ("cos_mean", "cos_min"))]
-            + [f"{verdict['top10_retention']:.3f}"]
+            (str(verdict["tokens_equal"]).lower(), *(f"{verdict[key]:.5f}" for key in _PROOF))
             if verdict["status"] == "ok"
-            else [f"[red]{verdict['status']}[/]", "", "", ""]
+            else (f"[red]{verdict['status']}[/]", "", "", "")
         )
         table.add_row(
             artifact["format"], artifact["path"], f"{artifact['bytes'] / 1e6:.2f}",
@@ -69,20 +76,38 @@ def build_table(manifest: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any
     return table
 
 
-def layers_table(title: str, tensors: Iterable[tuple[Tensor, str, int]]) -> Table:
-    """Types by layer and role, as stored in any file: the map that `inspect` shows."""
-    cells: dict[tuple[int, str], dict[str, int]] = {}
-    for tensor, native, size in tensors:
-        if tensor.role == "kept":
-            continue
-        place = (-1 if tensor.layer is None else tensor.layer, tensor.role)
-        cells.setdefault(place, {}).setdefault(native, 0)
-        cells[place][native] += size
-    roles = list(dict.fromkeys(role for layer, role in sorted(cells) if layer >= 0))
-    table = _table(title, "layer", *roles, right=("layer",))
-    for layer in sorted({layer for layer, _ in cells if layer >= 0}):
-        table.add_row(str(layer), *(" ".join(cells.get((layer, role), {})) for role in roles))
-    for (layer, role), natives in sorted(cells.items()):
-        if layer < 0:
-            table.add_row("", f"{role}: {' '.join(natives)}")
+def inspection_parts(found: Inspection) -> Iterator[Table | str]:
+    """What `inspect` shows of one artifact: the map of types by layer, metadata, warnings."""
+    sizes = f"{found.bytes:,} bytes, {found.parameters:,} parameters, {found.stored_bits:.2f} stored bits"
+    yield _layer_map(f"{found.path}\n{found.format}: {sizes}", found.tensors)
+    for key, value in found.metadata.items():
+        if not isinstance(value, list) and not key.startswith("general.dataset."):
+            yield f"  {key} = {value}"
+    for warning in found.warnings:
+        yield f"  [yellow]warning:[/] {warning}"
+
+
+def _layer_map(title: str, tensors: Iterable[tuple[Tensor, str, int]]) -> Table:
+    """Rows are layers, columns roles, cells the types stored there; below them what has no layer."""
+    cells: dict[tuple[int | None, str], list[str]] = {}
+    for tensor, native, _ in tensors:
+        if tensor.role != "kept":
+            cells.setdefault((tensor.layer, tensor.role), []).append(native)
+    roles = [role for role in ROLES if any(layer is not None and role == each for layer, each in cells)]
+    table = _table(title, "layer", *roles)
+    for layer in sorted({layer for layer, _ in cells if layer is not None}):
+        table.add_row(str(layer), *(_types(cells.get((layer, role), [])) for role in roles))
+    for (place, role), natives in cells.items():
+        if place is None:
+            table.add_row(role, _types(natives))
     return table
+
+
+def _types(natives: Sequence[str]) -> str:
+    return " ".join(f"[{COLOURS[bits_of(native)]}]{native}[/]" for native in dict.fromkeys(natives))
+
+
+def bits_of(native: str) -> int:
+    """The nominal bits of a native type's name: the digits of IQ4_NL, Q8_0, int4, F16, BF16, float32."""
+    bits = int(re.sub(r"\D*(\d+).*", r"\1", native))
+    return min(COLOURS, key=lambda each: abs(each - bits))

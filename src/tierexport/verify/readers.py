@@ -25,7 +25,13 @@ def read_gguf(path: Path, texts: Sequence[str], max_tokens: int) -> Encoded:
     """
     with tempfile.TemporaryDirectory() as scratch:
         job, tokens, vectors = (Path(scratch) / name for name in ("job.json", "tokens", "vectors"))
-        request = {"path": str(path), "texts": list(texts), "max_tokens": max_tokens, "tokens": str(tokens), "vectors": str(vectors)}
+        request = {
+            "path": str(path),
+            "texts": list(texts),
+            "max_tokens": max_tokens,
+            "tokens": str(tokens),
+            "vectors": str(vectors),
+        }
         job.write_text(json.dumps(request), "utf-8")
         command = [sys.executable, "-m", "tierexport.verify.llama_worker", str(job)]
         log = Path(scratch) / "log"
