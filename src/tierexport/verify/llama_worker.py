@@ -21,35 +21,36 @@ def main(job_file: str) -> None:
 
     job = json.loads(Path(job_file).read_text("utf-8"))
     llama_cpp.llama_backend_init()
-    model, context = _open(llama_cpp, job["path"], job["max_tokens"])
+    model = llama_cpp.llama_model_load_from_file(job["path"].encode(), llama_cpp.llama_model_default_params())
+    if not model:
+        raise SystemExit(f"llama.cpp can't load {job['path']}")
     vocabulary = llama_cpp.llama_model_get_vocab(model)
+    texts = [_cut(llama_cpp, vocabulary, _tokenize(llama_cpp, vocabulary, text), job["max_tokens"]) for text in job["texts"]]
+    context = _context(llama_cpp, model, max(map(len, texts), default=1))
     with Path(job["tokens"]).open("w", encoding="utf-8") as tokens, Path(job["vectors"]).open("wb") as vectors:
-        for text in job["texts"]:
-            ids = _cut(llama_cpp, vocabulary, _tokenize(llama_cpp, vocabulary, text), job["max_tokens"])
+        for ids in texts:
             tokens.write(json.dumps(ids) + "\n")
             tokens.flush()
             vectors.write(_embed(llama_cpp, model, context, ids).tobytes())
             vectors.flush()
 
 
-def _open(llama: Any, path: str, max_tokens: int) -> tuple[Any, Any]:
-    model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
-    if not model:
-        raise SystemExit(f"llama.cpp can't load {path}")
+def _context(llama: Any, model: Any, longest: int) -> Any:
+    """A context for one text at a time, the longest being of `longest` tokens."""
     trained = llama.llama_model_n_ctx_train(model)
-    if max_tokens > trained:
-        raise SystemExit(f"texts are cut at {max_tokens} tokens, but {path} was trained for {trained}")
+    if longest > trained:  # llama.cpp would abort
+        raise SystemExit(f"a text has {longest} tokens, but the model was trained for {trained}: cut texts at fewer")
     parameters = llama.llama_context_default_params()
     # A non-causal encoder needs the whole text in one micro-batch; larger ones only cost time.
-    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = max_tokens
+    parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = longest
     parameters.n_seq_max = 1
     parameters.embeddings = True
     parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
     parameters.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
     context = llama.llama_init_from_model(model, parameters)
     if not context:
-        raise SystemExit(f"llama.cpp can't make a context for {path}")
-    return model, context
+        raise SystemExit("llama.cpp can't make a context for this model")
+    return context
 
 
 def _tokenize(llama: Any, vocabulary: Any, text: str) -> list[int]:

