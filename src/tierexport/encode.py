@@ -74,10 +74,13 @@ def encode(model: "SentenceTransformer", texts: Sequence[str], prompt: str = "")
     import torch
 
     tokens = token_ids(model, [prompt + text for text in texts])
-    vectors: Floats = np.zeros((len(texts), model.get_embedding_dimension() or 0), np.float32)
+    vectors: Floats = np.zeros((len(texts), 0), np.float32)
     with torch.inference_mode():
         for batch in length_sorted([len(ids) for ids in tokens]):
             features = model.preprocess([texts[index] for index in batch], prompt=prompt or None)
             features = {key: value.to(model.device) if hasattr(value, "to") else value for key, value in features.items()}
-            vectors[batch] = model(features)["sentence_embedding"].float().cpu().numpy()
+            found = model(features)["sentence_embedding"].float().cpu().numpy()
+            if not vectors.size:  # a folder may state another width than its model has
+                vectors = np.zeros((len(texts), found.shape[1]), np.float32)
+            vectors[batch] = found
     return Encoded(tokens, vectors)

@@ -53,7 +53,8 @@ def quantize(rows: Floats, native: gguf.GGMLQuantizationType, importance: Floats
         yield rows.astype(np.float32, copy=False).reshape(-1, rows.shape[-1]).view(np.uint8)
         return
     if native == gguf.GGMLQuantizationType.F16:
-        yield rows.reshape(-1, rows.shape[-1]).astype(np.float16).view(np.uint8)
+        with np.errstate(over="ignore"):  # whoever writes them looks for infinities
+            yield rows.reshape(-1, rows.shape[-1]).astype(np.float16).view(np.uint8)
         return
     experts = rows.reshape(-1, *rows.shape[-2:])
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32).reshape(len(experts), -1)

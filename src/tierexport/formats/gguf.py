@@ -241,7 +241,6 @@ def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Ima
         by_type[row.type] = by_type.get(row.type, 0) + row.tensor.parameters
     most = max(by_type, key=lambda name: by_type[name])
     file_type = gguf.LlamaFileType[_FILE_TYPES.get(most, f"MOSTLY_{most}")]
-    used = sum(row.tensor.name in imatrix.means for row in plan.rows if row.tier.bits < 16)
     values: dict[str, str | int | None] = {
         "general.file_type": int(file_type),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
@@ -251,10 +250,10 @@ def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Ima
         "tierexport.source": source.spec,
         "tierexport.source.revision": source.revision,
         "tierexport.source.digest": source.digest,
-        "quantize.imatrix.file": "imatrix.gguf" if used else None,
-        "quantize.imatrix.dataset": imatrix.dataset if used else None,
-        "quantize.imatrix.entries_count": used or None,
-        "quantize.imatrix.chunks_count": imatrix.chunks if used else None,
+        "quantize.imatrix.file": "imatrix.gguf" if imatrix.means else None,
+        "quantize.imatrix.dataset": imatrix.dataset or None,
+        "quantize.imatrix.entries_count": len(imatrix.means) or None,
+        "quantize.imatrix.chunks_count": imatrix.chunks or None,
     }
     for key, value in values.items():
         if value is None:

@@ -1,0 +1,196 @@
+"""Importance agrees with an independent computation, and calibration input is checked."""
+
+import gzip
+import json
+import lzma
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from conftest import RECIPES, Built, run
+from numpy_bert import NumpyBert
+
+from tierexport.calibrate import floored, measure_importance
+from tierexport.datasets import calibration_texts, screen
+from tierexport.encode import open_model, token_ids
+from tierexport.errors import CalibrationError
+from tierexport.formats.imatrix import read_imatrix
+from tierexport.records import Source, Text
+
+
+def test_importance_equals_an_independent_computation(minilm: Source) -> None:
+    """Over queries and passages, one of them cut at 256 tokens, in padded batches here, singly there."""
+    texts = calibration_texts("builtin", 30, Path())
+    texts.append(Text("a very long passage " * 200, "passage"))
+    model = open_model(minilm)
+    measured = measure_importance(model, texts, "test")
+    independent: dict[str, Any] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    bert = NumpyBert(minilm.path, layers=6, heads=12)
+    for ids in token_ids(model, [text.text for text in texts]):
+        for name, x in bert.inputs(ids):
+            independent[f"{name}.weight"] += (x**2).sum(0)
+            counts[f"{name}.weight"] += len(x)
+    assert len(independent) == 36
+    assert max(counts.values()) > 256
+    for name, sums in independent.items():
+        assert measured.counts[name] == counts[name]
+        np.testing.assert_allclose(measured.sums[name], sums, rtol=1e-4)
+
+
+def test_prompts_are_put_before_texts(minilm: Source) -> None:
+    """With a prompt, more tokens are seen, and the kind of a text chooses the prompt."""
+    model = open_model(minilm)
+    texts = [Text("what is a quark", "query"), Text("Quarks are particles.", "passage")]
+    plain = measure_importance(model, texts, "test").counts["encoder.layer.0.output.dense.weight"]
+    model.prompts.update(query="find: ", document="")
+    prompted = measure_importance(model, texts, "test").counts["encoder.layer.0.output.dense.weight"]
+    assert prompted == plain + 2  # "find" and ":", once
+
+
+def test_the_imatrix_is_in_llama_cpps_format(three_tier: Built) -> None:
+    reader = gguf.GGUFReader(three_tier.folder / "imatrix.gguf")
+    assert reader.fields["general.type"].contents() == "imatrix"
+    assert reader.fields["imatrix.chunk_count"].contents() == 400
+    assert {"imatrix.datasets", "imatrix.chunk_size"} <= set(reader.fields)
+    named = {tensor.name: tensor for tensor in reader.tensors}
+    assert len(named) == 2 * 36
+    assert list(named["blk.2.ffn_down.weight.in_sum2"].shape) == [1536, 1]
+    assert list(named["blk.2.ffn_down.weight.counts"].shape) == [1, 1]
+    assert float(named["blk.2.ffn_down.weight.counts"].data[0, 0]) > 10_000
+
+
+def test_floor_lifts_zeros_and_nothing_else() -> None:
+    means = np.array([0, 1e-30, 2, 4], np.float32)
+    lifted = floored(means)
+    assert lifted[2:].tolist() == [2, 4]
+    assert (lifted[:2] > 0).all()
+    assert (floored(lifted) == lifted).all()
+    assert floored(np.zeros(4, np.float32)).tolist() == [1, 1, 1, 1]
+
+
+def test_the_built_in_texts_are_varied_and_not_the_screen() -> None:
+    texts = calibration_texts("builtin", 10_000, Path())
+    assert len(texts) == len({text.text for text in texts}) == 400
+    assert sum(text.kind == "query" for text in texts) == 140
+    assert len(screen()) == len(set(screen())) == 143
+    assert not set(screen()) & {text.text for text in texts}
+
+
+def _beir(folder: Path, write: Callable[[Path], Any], suffix: str) -> Path:
+    folder.mkdir()
+    with write(folder / f"corpus.jsonl{suffix}") as file:
+        file.writelines(json.dumps({"_id": str(n), "title": f"T{n}", "text": f"passage {n}"}) + "\n" for n in range(9))
+    with write(folder / f"queries.jsonl{suffix}") as file:
+        file.writelines(json.dumps({"_id": str(n), "text": f"query {n}"}) + "\n" for n in range(5))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("suffix", "write"),
+    [
+        ("", lambda path: path.open("w")),
+        (".gz", lambda path: gzip.open(path, "wt")),
+        (".xz", lambda path: lzma.open(path, "wt")),
+    ],
+)
+def test_texts_come_from_beir_folders(tmp_path: Path, suffix: str, write: Callable[[Path], Any]) -> None:
+    texts = calibration_texts(str(_beir(tmp_path / "beir", write, suffix)), 100, Path())
+    assert len(texts) == 12
+    assert texts[0] == Text("T0 passage 0", "passage")
+    assert texts[3] == Text("query 0", "query")
+
+
+def test_texts_come_from_files_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "lines.jsonl").write_text('{"text": "three", "kind": "query"}\n')
+    assert calibration_texts("lines.txt", 9, tmp_path) == [Text("one", "passage"), Text("two", "passage")]
+    assert calibration_texts("lines.jsonl", 9, tmp_path) == [Text("three", "query")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"\n \n", "holds no text"),
+        ("a.txt", b"\xff\xfe", "is not UTF-8"),
+        ("a.jsonl", b'{"text": 1}\n', 'every line needs a "text"'),
+        ("a.jsonl", b'{"text": "a"}\n{oops\n', "line 2 is not JSON"),
+        ("a.jsonl", b"[]\n", "line 1 is not a JSON object"),
+        ("a.jsonl", b'{"text": "a", "kind": "doc"}\n', 'kind has to be "query" or "passage"'),
+        ("a.jsonl.gz", b"not gzip", "can't be read"),
+    ],
+)
+def test_texts_that_cannot_be_used_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CalibrationError, match=message):
+        calibration_texts(name, 5, tmp_path)
+
+
+def test_texts_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="no such file or folder"):
+        calibration_texts("nothing.txt", 5, tmp_path)
+    with pytest.raises(CalibrationError, match="is not a BEIR folder"):
+        calibration_texts(str(tmp_path), 5, tmp_path)
+
+
+# --- an imatrix made elsewhere
+
+
+def test_an_imatrix_made_elsewhere_gives_the_same_file(three_tier: Built, tmp_path: Path) -> None:
+    given = f"calibration.imatrix={three_tier.folder / 'imatrix.gguf'}"
+    done = run("build", RECIPES / "three_tier.toml", "--out", tmp_path / "out", "--set", given, "--set", 'formats=["gguf"]')
+    assert done.exit_code == 0, done.stderr
+    ours, again = (folder / three_tier.artifact("gguf")["path"] for folder in (three_tier.folder, tmp_path / "out"))
+    assert ours.read_bytes() == again.read_bytes()
+
+
+def _rewrite(source: Path, target: Path, change: Callable[[dict[str, Any]], None], kind: str = "imatrix") -> None:
+    tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(source).tensors}
+    change(tensors)
+    writer = gguf.GGUFWriter(target, arch="")
+    writer.add_type(kind)
+    for name, data in tensors.items():
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+QUERY = "blk.2.attn_q.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update({"blk.9.attn_q.weight.in_sum2": np.ones((1, 4), "f4"), "blk.9.attn_q.weight.counts": np.ones((1, 1), "f4")}), "has an entry for blk.9.attn_q.weight, which this model lacks"),
+        (lambda t: t.update({f"{QUERY}.in_sum2": np.ones((1, 768), "f4")}), f"{QUERY} has 768 columns, but 384 in this model"),
+        (lambda t: [t.pop(f"{QUERY}.{part}") for part in ("in_sum2", "counts")], f"has no entry for {QUERY}"),
+        (lambda t: t.pop(f"{QUERY}.counts"), f"has no {QUERY}.counts: the imatrix is incomplete"),
+        (lambda t: t.update({f"{QUERY}.in_sum2": np.full((1, 384), np.nan, "f4")}), f"{QUERY} holds values that no sum of squares"),
+    ],
+)  # fmt: skip
+def test_an_imatrix_of_another_model_is_refused(
+    three_tier: Built, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    _rewrite(three_tier.folder / "imatrix.gguf", tmp_path / "other.gguf", change)
+    done = run(
+        "build", RECIPES / "three_tier.toml", "--out", tmp_path / "out", "--set", f"calibration.imatrix={tmp_path}/other.gguf"
+    )
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "other.gguf"]
+
+
+def test_what_is_no_imatrix_is_refused(three_tier: Built, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="is a GGUF but not an imatrix"):
+        read_imatrix(three_tier.folder / three_tier.artifact("gguf")["path"])
+    (tmp_path / "text.gguf").write_text("not a GGUF at all")
+    with pytest.raises(CalibrationError, match="is not a GGUF imatrix"):
+        read_imatrix(tmp_path / "text.gguf")
+    with pytest.raises(CalibrationError, match="there is no imatrix file"):
+        read_imatrix(tmp_path / "absent.gguf")

@@ -1,0 +1,195 @@
+"""The GGUF: byte for byte what llama-quantize writes, opened by every program that will open it."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from conftest import RECIPES, Built, run
+
+from tierexport.encode import encode, open_model
+from tierexport.errors import ArtifactError
+from tierexport.formats import formats_of
+from tierexport.formats.gguf import converted, write_gguf
+from tierexport.formats.imatrix import read_imatrix
+from tierexport.metrics import cosines
+from tierexport.plan import make_plan
+from tierexport.recipe import parse_recipe
+from tierexport.records import Recipe, Source
+from tierexport.verify.readers import read_gguf
+
+
+def uniform(native: str, roles: list[str], rest: list[str]) -> Recipe:
+    """A GGUF recipe with some roles at one native type and the rest at Q8_0."""
+    tiers = {"named": {"bits": 4, "gguf": native}, "rest": {"bits": 8}}
+    rules = [{"tier": "named", "roles": roles}, {"tier": "rest", "roles": rest}]
+    document = {"name": native, "model": "all-MiniLM-L6-v2", "formats": ["gguf"], "tiers": tiers, "rules": rules}
+    return parse_recipe(document, Path())
+
+
+EVERYTHING = ["embeddings", "attention", "ffn", "heads"]
+BUT_DOWN = ["embeddings", "attention", "ffn_up", "ffn_gate", "heads"]
+
+
+def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
+    return {tensor.name: (tensor.tensor_type.name, tensor.data.tobytes()) for tensor in gguf.GGUFReader(path).tensors}
+
+
+@pytest.mark.parametrize(
+    ("native", "roles", "rest", "arguments"),
+    [
+        *(
+            (native, EVERYTHING, ["other"], ["--pure", "{in}", "{out}", native])
+            for native in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL")
+        ),
+        *(
+            (native, ["ffn_down"], BUT_DOWN, ["--tensor-type", f"ffn_down={native.lower()}", "{in}", "{out}", "Q8_0"])
+            for native in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+        ),
+    ],
+)  # fmt: skip
+def test_tensors_are_byte_identical_to_llama_quantize(
+    native: str, roles: list[str], rest: list[str], arguments: list[str],
+    minilm: Source, three_tier: Built, tool: Callable[[str], Path], tmp_path: Path,
+) -> None:  # fmt: skip
+    """With our imatrix, which llama-quantize has to accept for that."""
+    recipe = uniform(native, roles, rest)
+    imatrix = three_tier.folder / "imatrix.gguf"
+    (plan,) = make_plan(recipe, minilm, formats_of(recipe)).formats
+    ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    write_gguf(plan, recipe, minilm, read_imatrix(imatrix), ours, lambda _: None)
+    places = {"{in}": str(converted(minilm)), "{out}": str(theirs)}
+    command = [tool("llama-quantize"), "--imatrix", imatrix, *(places.get(each, each) for each in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "have 36 importance matrix entries" in done.stdout
+    mine, expected = tensors(ours), tensors(theirs)
+    assert mine.keys() == expected.keys()
+    assert sum(kind == native for kind, _ in mine.values()) == (6 if roles == ["ffn_down"] else 37)
+    different = [name for name in mine if mine[name] != expected[name]]
+    assert different == []
+
+
+def test_the_conversion_is_the_official_ones(minilm: Source) -> None:
+    """Every fp32 tensor of the converted file equals the source's, under the names of gguf's own map."""
+    from safetensors.numpy import load_file
+
+    weights = load_file(minilm.path / "model.safetensors")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, 6)
+    expected = {names.get_name(name, (".weight", ".bias")): value for name, value in weights.items()}
+    found = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(converted(minilm)).tensors}
+    assert len(found) == 101
+    for name, value in found.items():
+        assert np.array_equal(value.reshape(expected[name].shape), expected[name])
+
+
+def test_metadata_is_complete(three_tier: Built, minilm: Source) -> None:
+    reader = gguf.GGUFReader(three_tier.folder / three_tier.artifact("gguf")["path"])
+    expected = {
+        "general.architecture": "bert",
+        "general.file_type": gguf.LlamaFileType.MOSTLY_F16,
+        "general.quantization_version": 2,
+        "general.license": "apache-2.0",
+        "general.source.huggingface.repository": "sentence-transformers/all-MiniLM-L6-v2",
+        "bert.pooling_type": gguf.PoolingType.MEAN,
+        "bert.block_count": 6,
+        "quantize.imatrix.entries_count": 36,
+        "quantize.imatrix.chunks_count": 400,
+        "tierexport.recipe": "three_tier",
+        "tierexport.source.digest": minilm.digest,
+    }
+    assert {key: reader.fields[key].contents() for key in expected} == expected
+    assert "tokenizer.ggml.tokens" in reader.fields
+    assert reader.fields["quantize.imatrix.dataset"].contents().startswith("builtin-")
+
+
+def test_f16_reaches_fp32(f16: Built) -> None:
+    result = f16.results["gguf"]
+    assert result["tokens_equal"] is True
+    assert result["cos_mean"] >= 0.99999
+    assert result["top10_retention"] >= 0.99
+
+
+def test_llama_cpp_python_opens_it(three_tier: Built, minilm: Source) -> None:
+    from llama_cpp import Llama
+
+    texts = ["How do I fix a flat tire?", "Quarks bind into protons."]
+    model = Llama(str(three_tier.folder / three_tier.artifact("gguf")["path"]), embedding=True, verbose=False)
+    found = np.array([model.embed(text) for text in texts], np.float32)
+    similar = cosines(encode(open_model(minilm), texts).vectors, found)
+    assert similar.min() > 0.98
+
+
+def test_llama_embedding_opens_it(three_tier: Built, tool: Callable[[str], Path], minilm: Source) -> None:
+    path = three_tier.folder / three_tier.artifact("gguf")["path"]
+    text = "How do I fix a flat tire?"
+    command = [tool("llama-embedding"), "-m", path, "-p", text, "--embd-output-format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = np.array([json.loads(done.stdout)["data"][0]["embedding"]], np.float32)
+    assert cosines(encode(open_model(minilm), [text]).vectors, found).min() > 0.98
+
+
+def test_texts_are_cut_as_the_reference_cuts_them(f16: Built, minilm: Source) -> None:
+    """At 256 tokens, the closing token kept: by default llama.cpp would take 512."""
+    texts = ["a long text about rivers " * 100, "a short one"]
+    model = open_model(minilm)
+    reference = encode(model, texts)
+    found = read_gguf(f16.folder / f16.artifact("gguf")["path"], texts, model.max_seq_length)
+    assert len(found.tokens[0]) == 256
+    assert found.tokens == reference.tokens
+    assert cosines(reference.vectors, found.vectors).min() > 0.99999
+
+
+def test_a_damaged_file_is_reported_not_crashed_on(f16: Built, tmp_path: Path) -> None:
+    whole = (f16.folder / f16.artifact("gguf")["path"]).read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match="cut.gguf: llama.cpp failed before the first text"):
+        read_gguf(tmp_path / "cut.gguf", ["text"], 256)
+    assert run("inspect", tmp_path / "cut.gguf").exit_code == 2
+
+
+def test_a_text_beyond_the_context_is_reported(f16: Built) -> None:
+    with pytest.raises(ArtifactError, match="a text has 602 tokens, but the model was trained for 512"):
+        read_gguf(f16.folder / f16.artifact("gguf")["path"], ["river " * 600], 1000)
+
+
+def test_an_architecture_that_llama_cpp_lacks_leaves_torchao(tmp_path: Path, minilm: Source) -> None:
+    """MPNet: a clear refusal of the GGUF, and a torchao folder on request."""
+    model = mpnet(tmp_path / "mpnet", minilm)
+    out = tmp_path / "out"
+    refused = run("build", RECIPES / "int8.toml", "--set", f"model={model}", "--out", out)
+    assert refused.exit_code == 2
+    assert "llama.cpp can't hold mpnet (MPNetModel)" in refused.stderr
+    assert "--set 'formats=[\"torchao\"]'" in refused.stderr
+    assert not out.exists()
+    built = run("build", RECIPES / "int8.toml", "--set", f"model={model}", "--set", 'formats=["torchao"]', "--out", out, "--json")
+    assert built.exit_code == 0, built.stderr
+    (artifact,) = json.loads(built.stdout)["manifest"]["artifacts"]
+    int8 = [each["role"] for each in artifact["tensors"] if each["type"] == "int8"]
+    assert sorted(set(int8)) == ["attention_k", "attention_output", "attention_q", "attention_v", "ffn_down", "ffn_up",
+                                 "head", "token_embeddings"]  # fmt: skip
+
+
+def mpnet(folder: Path, minilm: Source) -> Path:
+    import shutil
+
+    from transformers import MPNetConfig, MPNetModel
+
+    shutil.copytree(minilm.path, folder, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    MPNetModel(MPNetConfig(vocab_size=30522, **sizes)).save_pretrained(folder)
+    return folder
+
+
+def test_a_dense_head_that_llama_cpp_would_drop_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense
+
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    model.append(Dense(64, 32))
+    model.save_pretrained(str(tmp_path / "dense"), create_model_card=False)
+    refused = run("plan", RECIPES / "int8.toml", "--set", f"model={tmp_path / 'dense'}")
+    assert refused.exit_code == 2
+    assert "has a Dense head after pooling, which llama.cpp drops for bert" in refused.stderr
