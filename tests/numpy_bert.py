@@ -22,12 +22,14 @@ class NumpyBert:
         self.layers, self.heads = layers, heads
 
     def linear(self, name: str, x: Array) -> Array:
-        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        product: Array = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        return product
 
     def norm(self, name: str, x: Array) -> Array:
         centred = x - x.mean(-1, keepdims=True)
         scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12)
-        return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        shifted: Array = scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        return shifted
 
     def inputs(self, ids: tuple[int, ...]) -> Iterator[tuple[str, Array]]:
         """(name of a Linear, its input of shape (tokens, columns)), layer by layer."""

@@ -11,9 +11,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+
 from conftest import RECIPES, Built, run
 from numpy_bert import NumpyBert
-
 from tierexport.calibrate import floored, measure_importance
 from tierexport.datasets import calibration_texts, screen
 from tierexport.encode import open_model, token_ids
@@ -164,16 +164,37 @@ def _rewrite(source: Path, target: Path, change: Callable[[dict[str, Any]], None
 QUERY = "blk.2.attn_q.weight"
 
 
+def _extra(tensors: dict[str, Any]) -> None:
+    tensors["blk.9.attn_q.weight.in_sum2"] = np.ones((1, 4), np.float32)
+    tensors["blk.9.attn_q.weight.counts"] = np.ones((1, 1), np.float32)
+
+
+def _wide(tensors: dict[str, Any]) -> None:
+    tensors[f"{QUERY}.in_sum2"] = np.ones((1, 768), np.float32)
+
+
+def _missing(tensors: dict[str, Any]) -> None:
+    del tensors[f"{QUERY}.in_sum2"], tensors[f"{QUERY}.counts"]
+
+
+def _uncounted(tensors: dict[str, Any]) -> None:
+    del tensors[f"{QUERY}.counts"]
+
+
+def _nan(tensors: dict[str, Any]) -> None:
+    tensors[f"{QUERY}.in_sum2"] = np.full((1, 384), np.nan, np.float32)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update({"blk.9.attn_q.weight.in_sum2": np.ones((1, 4), "f4"), "blk.9.attn_q.weight.counts": np.ones((1, 1), "f4")}), "has an entry for blk.9.attn_q.weight, which this model lacks"),
-        (lambda t: t.update({f"{QUERY}.in_sum2": np.ones((1, 768), "f4")}), f"{QUERY} has 768 columns, but 384 in this model"),
-        (lambda t: [t.pop(f"{QUERY}.{part}") for part in ("in_sum2", "counts")], f"has no entry for {QUERY}"),
-        (lambda t: t.pop(f"{QUERY}.counts"), f"has no {QUERY}.counts: the imatrix is incomplete"),
-        (lambda t: t.update({f"{QUERY}.in_sum2": np.full((1, 384), np.nan, "f4")}), f"{QUERY} holds values that no sum of squares"),
+        (_extra, "has an entry for blk.9.attn_q.weight, which this model lacks"),
+        (_wide, f"{QUERY} has 768 columns, but 384 in this model"),
+        (_missing, f"has no entry for {QUERY}"),
+        (_uncounted, f"has no {QUERY}.counts: the imatrix is incomplete"),
+        (_nan, f"{QUERY} holds values that no sum of squares"),
     ],
-)  # fmt: skip
+)
 def test_an_imatrix_of_another_model_is_refused(
     three_tier: Built, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:

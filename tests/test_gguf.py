@@ -8,8 +8,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from conftest import RECIPES, Built, run
 
+from conftest import RECIPES, Built, run
 from tierexport.encode import encode, open_model
 from tierexport.errors import ArtifactError
 from tierexport.formats import formats_of
@@ -62,7 +62,7 @@ def test_tensors_are_byte_identical_to_llama_quantize(
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     write_gguf(plan, recipe, minilm, read_imatrix(imatrix), ours, lambda _: None)
     places = {"{in}": str(converted(minilm)), "{out}": str(theirs)}
-    command = [tool("llama-quantize"), "--imatrix", imatrix, *(places.get(each, each) for each in arguments)]
+    command = [str(tool("llama-quantize")), "--imatrix", str(imatrix), *(places.get(each, each) for each in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "have 36 importance matrix entries" in done.stdout
     mine, expected = tensors(ours), tensors(theirs)
@@ -125,7 +125,7 @@ def test_llama_cpp_python_opens_it(three_tier: Built, minilm: Source) -> None:
 def test_llama_embedding_opens_it(three_tier: Built, tool: Callable[[str], Path], minilm: Source) -> None:
     path = three_tier.folder / three_tier.artifact("gguf")["path"]
     text = "How do I fix a flat tire?"
-    command = [tool("llama-embedding"), "-m", path, "-p", text, "--embd-output-format", "json"]
+    command = [str(tool("llama-embedding")), "-m", str(path), "-p", text, "--embd-output-format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = np.array([json.loads(done.stdout)["data"][0]["embedding"]], np.float32)
     assert cosines(encode(open_model(minilm), [text]).vectors, found).min() > 0.98
@@ -164,7 +164,9 @@ def test_an_architecture_that_llama_cpp_lacks_leaves_torchao(tmp_path: Path, min
     assert "llama.cpp can't hold mpnet (MPNetModel)" in refused.stderr
     assert "--set 'formats=[\"torchao\"]'" in refused.stderr
     assert not out.exists()
-    built = run("build", RECIPES / "int8.toml", "--set", f"model={model}", "--set", 'formats=["torchao"]', "--out", out, "--json")
+    built = run(
+        "build", RECIPES / "int8.toml", "--set", f"model={model}", "--set", 'formats=["torchao"]', "--out", out, "--json"
+    )
     assert built.exit_code == 0, built.stderr
     (artifact,) = json.loads(built.stdout)["manifest"]["artifacts"]
     int8 = [each["role"] for each in artifact["tensors"] if each["type"] == "int8"]

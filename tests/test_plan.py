@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import RECIPES, Built, run
 
+from conftest import RECIPES, Built, run
 from tierexport import pipeline
 from tierexport.errors import PlanError, RecipeError, TierexportError
 
@@ -83,13 +83,15 @@ def test_a_fallback_is_taken_only_where_needed_and_said() -> None:
     overrides = ["tiers.middle.gguf=Q4_K", "tiers.middle.fallback.gguf=Q5_0", 'formats=["gguf"]']
     (gguf,) = pipeline.plan(THREE_TIER, overrides).formats
     middle = [row for row in gguf.rows if row.tier.name == "middle"]
-    assert {(row.tensor.role, row.type, row.note) for row in middle if row.tensor.shape[-1] == 1536} == {("ffn_down", "Q4_K", "")}
+    assert {(row.tensor.role, row.type, row.note) for row in middle if row.tensor.shape[-1] == 1536} == {
+        ("ffn_down", "Q4_K", "")
+    }
     others = {(row.type, row.note) for row in middle if row.tensor.shape[-1] == 384}
     assert others == {("Q5_0", "fallback: Q4_K does not fit")}
 
 
 def test_names_match_in_the_format_or_in_the_source() -> None:
-    by_role = ["rules.1.names=blk.2.*", "rules.1.layers=2", "rules.2.layers=[\"0-1\", \"3-5\"]"]
+    by_role = ["rules.1.names=blk.2.*", "rules.1.layers=2", 'rules.2.layers=["0-1", "3-5"]']
     by_source = ["rules.1.names=encoder.layer.2.*", *by_role[1:]]
     for overrides in (by_role, by_source):
         (gguf,) = pipeline.plan(THREE_TIER, [*overrides, 'formats=["gguf"]']).formats

@@ -1,14 +1,15 @@
 """Recipes are read strictly: every mistake is named by its key, value, rule and remedy."""
 
+import itertools
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RECIPES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import RECIPES
 from tierexport.errors import RecipeError
 from tierexport.recipe import layer_range, parse_recipe, read_recipe
 
@@ -101,8 +102,6 @@ def test_layer_ranges(text: str, depth: int, layers: range) -> None:
 
 @given(st.integers(1, 200), st.lists(st.integers(1, 99), max_size=5, unique=True))
 def test_shares_that_meet_cover_every_layer_once(depth: int, cuts: list[int]) -> None:
-    edges = [0, *sorted(cuts), 100]
-    covered = [
-        layer for low, high in zip(edges, edges[1:], strict=False) for layer in layer_range(f"{low}%-{high}%", depth, "")
-    ]
+    pairs = itertools.pairwise([0, *sorted(cuts), 100])
+    covered = [layer for low, high in pairs for layer in layer_range(f"{low}%-{high}%", depth, "")]
     assert covered == list(range(depth))

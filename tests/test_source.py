@@ -187,7 +187,12 @@ class _Answer(BaseHTTPRequestHandler):
         elif path == f"/api/models/org/tiny/tree/{COMMIT}":
             files = [file for file in self.server.files.rglob("*") if file.is_file()]
             tree = [
-                {"type": "file", "path": str(file.relative_to(self.server.files)), "size": file.stat().st_size, "oid": file.name}
+                {
+                    "type": "file",
+                    "path": str(file.relative_to(self.server.files)),
+                    "size": file.stat().st_size,
+                    "oid": file.name,
+                }
                 for file in files
             ]
             self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, body)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Built, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tierexport
+from conftest import Built, run
 from tierexport.errors import ArtifactError
 from tierexport.formats.torchao import pack_int4, unpack_int4
 from tierexport.metrics import cosines
@@ -51,7 +51,7 @@ def stock(folder: Path, texts: list[str], tmp_path: Path) -> tuple[np.ndarray, n
     environment = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     lent = {"PYTHONPATH": sysconfig.get_path("purelib"), "HF_HUB_OFFLINE": "1", "PATH": os.environ["PATH"]}
-    command = [environment / "bin" / "python", "-c", STOCK, folder, json.dumps(texts)]
+    command = [str(environment / "bin" / "python"), "-c", STOCK, str(folder), json.dumps(texts)]
     done = subprocess.run(command, env=lent, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     vectors, pooled, kinds = json.loads(done.stdout.splitlines()[-1])
@@ -167,5 +167,3 @@ def test_values_beyond_fp16_are_refused(tiny_recipe: Path) -> None:
         done = run("build", tiny_recipe, "--out", tiny_recipe.parent / "out", "--set", f'formats=["{name}"]')
         assert done.exit_code == 2
         assert "has values beyond fp16's range" in done.stderr
-
-

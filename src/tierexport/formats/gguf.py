@@ -172,7 +172,7 @@ def _run_converter(source: Source, out: Path, outfile: str | None) -> None:
 
 def _converter_error(source: Source, log: str, code: int) -> Exception:
     last = next((line for line in reversed(log.splitlines()) if line.strip()), f"it ended with code {code}")
-    if "No space left" in log:
+    if any(sign in log for sign in ("No space left", "File too large", " requested and ")):
         return MachineError(f"no space left while converting {source.name}: free some and run again")
     if code < 0:
         return MachineError(f"the converter was killed by signal {-code} on {source.name}: is there too little memory?")

@@ -155,6 +155,10 @@ def write_torchao(
     except SafetensorError as error:
         raise MachineError(f"{folder} can't be written: {error}") from error
     _state_dtype(folder, "bfloat16" if settings.layout == "packed" else "float32")
+    for file in folder.rglob("*"):
+        if file.suffix == ".safetensors":
+            _sort_metadata(file)
+        file.chmod(0o755 if file.is_dir() else 0o644)
 
 
 def _config(native: str, settings: TorchaoSettings) -> Any:
@@ -251,8 +255,23 @@ def _state_dtype(folder: Path, dtype: str) -> None:
     config = json.loads(path.read_text("utf-8"))
     config["dtype"] = dtype
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-    for file in folder.rglob("*"):
-        file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put a safetensors header's metadata in order: the library writes it in that of a hash map.
+
+    Without this, two builds of the same inputs would differ.
+    """
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) > length:
+            raise RuntimeError(f"{file}: the ordered header is longer than the one that was written")
+        opened.seek(8)
+        opened.write(ordered.ljust(length))
 
 
 # --- reading back

@@ -1,0 +1,5 @@
+"""`python -m tierexport`."""
+
+from tierexport.cli import main
+
+main()

@@ -1,0 +1,237 @@
+"""The whole build, as a user runs it: what it leaves, what it reuses, what kills and errors do to it."""
+
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import RECIPES, ROOT, Built, build, run
+from tierexport.workdir import folder_digests
+
+KILLS = int(os.environ.get("TIEREXPORT_KILLS", "4"))
+"""How many kills the test tries; 20 were tried for docs/log.md."""
+
+
+def tierexport(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tierexport", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def test_an_artifact_folder_holds_what_the_design_says(three_tier: Built) -> None:
+    names = {path.name for path in three_tier.folder.iterdir() if not path.name.startswith(".")}
+    assert names == {"manifest.json", "recipe.toml", "imatrix.gguf", "gguf", "torchao", "verify.json", "README.md"}
+    card = (three_tier.folder / "README.md").read_text()
+    for artifact in three_tier.manifest["artifacts"]:
+        assert f"{artifact['bytes']:,}" in card
+        assert f"{artifact['stored_bits']:.2f}" in card
+
+
+@pytest.mark.parametrize("fixture", ["three_tier", "f16", "packed"])
+def test_stored_bits_are_the_bytes_on_disk(fixture: str, request: pytest.FixtureRequest) -> None:
+    built: Built = request.getfixturevalue(fixture)
+    for artifact in built.manifest["artifacts"]:
+        path = built.folder / artifact["path"]
+        on_disk = path.stat().st_size if path.is_file() else (path / "model.safetensors").stat().st_size
+        assert artifact["stored_bits"] * artifact["parameters"] / 8 == pytest.approx(on_disk, abs=0.01)
+
+
+def test_three_tier_keeps_what_it_should(three_tier: Built) -> None:
+    """Floors well below what was measured (docs/results.md): a broken export falls far under them."""
+    gguf, torchao = three_tier.results["gguf"], three_tier.results["torchao"]
+    assert gguf["tokens_equal"] is torchao["tokens_equal"] is True
+    assert gguf["cos_mean"] > 0.990
+    assert torchao["cos_mean"] > 0.985
+    assert gguf["top10_retention"] > 0.91
+    assert torchao["top10_retention"] > 0.88
+
+
+def test_the_recipe_inside_builds_the_same_bytes(three_tier: Built, tmp_path: Path) -> None:
+    again = build(three_tier.folder / "recipe.toml", tmp_path / "again")
+    assert folder_digests(again.folder) == folder_digests(three_tier.folder)
+
+
+def test_an_unchanged_build_reuses_its_stages(tiny_recipe: Path) -> None:
+    out = tiny_recipe.parent / "out"
+    build(tiny_recipe, out)
+    files = [*out.glob("gguf/*"), out / "torchao" / "model.safetensors"]
+    before = [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files]
+    build(tiny_recipe, out)
+    assert [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files] == before
+    build(tiny_recipe, out, "--set", "torchao.layout=packed", "--set", "tiers.ends.bits=8")
+    after = [(file.stat().st_ino, file.stat().st_mtime_ns) for file in files]
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+
+
+def test_json_is_one_object_and_nothing_else(tiny_recipe: Path) -> None:
+    process = tierexport("build", tiny_recipe, "--out", tiny_recipe.parent / "out", "--json")
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert set(json.loads(stdout)) == {"out", "manifest", "results"}
+    assert stderr == ""  # no progress where nobody watches, and none of the libraries' noise
+
+
+def test_killed_at_any_moment_the_next_run_completes_with_the_same_bytes(
+    tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """SIGKILL to the whole process group, converter and worker included, at random moments."""
+    undisturbed = tmp_path_factory.mktemp("undisturbed")
+    cache = str(undisturbed / "cache")
+    shutil.copytree(os.environ["TIEREXPORT_CACHE"], cache)
+    shutil.rmtree(Path(cache) / "models", ignore_errors=True)
+    started = time.monotonic()
+    process = tierexport("build", tiny_recipe, "--out", undisturbed / "out", TIEREXPORT_CACHE=cache)
+    assert process.wait(timeout=300) == 0, process.stderr
+    duration = time.monotonic() - started
+    expected = folder_digests(undisturbed / "out")
+    chance = random.Random(1)
+    for number in range(KILLS):
+        out = tiny_recipe.parent / f"out{number}"
+        fresh = str(tiny_recipe.parent / f"cache{number}")
+        shutil.copytree(cache, fresh)
+        shutil.rmtree(Path(fresh) / "models")
+        process = tierexport("build", tiny_recipe, "--out", out, TIEREXPORT_CACHE=fresh)
+        time.sleep(chance.uniform(0, duration))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process = tierexport("build", tiny_recipe, "--out", out, TIEREXPORT_CACHE=fresh)
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr
+        assert folder_digests(out) == expected
+        assert not list(tiny_recipe.parent.glob(f".out{number}*"))
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--set", "tiers.midle.bits=4"], 2, "tiers.midle is used by no rule"),
+        (["--set", "model=no-such-model"], 2, "there is no model 'no-such-model'"),
+        (["--set", "calibration.texts=nothing.txt"], 2, "there is no such file or folder"),
+        (["--set", "model=pypi:no-such-package"], 3, "pip install no-such-package"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+    done = run("build", RECIPES / "three_tier.toml", "--out", tmp_path / "out", *arguments)
+    assert done.exit_code == code
+    assert message in done.stderr
+    assert done.stderr.startswith("tierexport: ")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_calibration_texts_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n\n")
+    texts = f"calibration.texts={tmp_path / 'empty.txt'}"
+    done = run("build", RECIPES / "three_tier.toml", "--out", tmp_path / "out", "--set", texts)
+    assert done.exit_code == 2
+    assert "holds no text" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("fails", "megabytes"), [("conversion", 1), ("gguf", 4), ("torchao", 4)])
+def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(
+    tiny_recipe: Path, tmp_path: Path, fails: str, megabytes: int
+) -> None:
+    """A limit on the size of a file stands for the disk."""
+    limit = megabytes << 20
+    command = [sys.executable, "-m", "tierexport", "build", str(tiny_recipe), "--out", str(tmp_path / "full" / "out")]
+    if fails == "conversion":  # a model that nobody has converted yet
+        (tiny_recipe.parent / "model" / "config_sentence_transformers.json").write_text('{"prompts": {"query": "find"}}')
+    else:
+        build(tiny_recipe, tmp_path / "first")
+        command += ["--set", f'formats=["{fails}"]', "--set", "tiers.embeddings.bits=32"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert re.search("no space left|can't be written", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "full").glob("*"))
+    assert not list(Path(os.environ["TIEREXPORT_CACHE"]).rglob("*.partial"))
+
+
+def test_debug_keeps_the_traceback() -> None:
+    process = tierexport("--debug", "plan", "absent.toml")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" in stderr
+
+
+# --- the archive
+
+
+@pytest.fixture
+def archive_settings(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    def settings(archive: str) -> dict[str, str]:
+        return {"TIEREXPORT_ARCHIVE": archive, "TIEREXPORT_CACHE": str(tmp_path / "cache")}
+
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"half an archive", "is pinned: it is damaged or not the pinned one"), (None, "which is not a file")],
+)
+def test_a_wrong_archive_is_refused(
+    tiny_recipe: Path, tmp_path: Path, archive_settings: Callable[[str], dict[str, str]], content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "archive.tar.gz").write_bytes(content)
+    process = tierexport("plan", tiny_recipe, **archive_settings(str(tmp_path / "archive.tar.gz")))
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert message in stderr
+    assert not (tmp_path / "cache" / "converter-0.3.36").exists()
+
+
+def test_a_fetch_that_fails_is_refused_with_the_remedy(
+    tiny_recipe: Path, tmp_path: Path, archive_settings: Callable[[str], dict[str, str]]
+) -> None:
+    """An index that is not there, and no other place to look."""
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/", "PIP_CONFIG_FILE": os.devnull, "PIP_RETRIES": "0",
+               "PIP_NO_CACHE_DIR": "1", "PIP_FIND_LINKS": str(tmp_path), "PIP_EXTRA_INDEX_URL": ""}  # fmt: skip
+    process = tierexport("plan", tiny_recipe, **archive_settings(""), **nowhere)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert "can't fetch llama-cpp-python 0.3.36 through pip" in stderr
+    assert "TIEREXPORT_ARCHIVE" in stderr
+    assert not (tmp_path / "cache" / "converter-0.3.36").exists()
+
+
+# --- what the project says of itself
+
+
+def test_the_shipped_recipes_all_build_on_the_tiny_model(tiny_model: Path, tmp_path: Path) -> None:
+    for recipe in sorted(RECIPES.glob("*.toml")):
+        built = build(recipe, tmp_path / recipe.stem, "--set", f"model={tiny_model}")
+        assert {each["status"] for each in built.results.values()} == {"ok"}, recipe.stem
+
+
+def test_doctor_and_inspect_answer(three_tier: Built) -> None:
+    found = json.loads(run("doctor", "--json").stdout)["findings"]
+    assert {"python", "torch", "ggml quantizer", "CUDA", "cache"} <= {each["what"] for each in found}
+    shown = run("inspect", three_tier.folder)
+    assert shown.exit_code == 0
+    assert "IQ4_NL" in shown.stdout
+    assert "bert.pooling_type = 1" in shown.stdout
+    assert run("inspect", ROOT / "README.md").exit_code == 2
+    assert run("inspect", ROOT / "no-such-file").exit_code == 2
