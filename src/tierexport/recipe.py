@@ -46,7 +46,7 @@ def load_document(path: Path) -> dict[str, Any]:
 
 def _found(path: Path) -> Path:
     by_name = shipped("recipes") / f"{path}.toml"
-    return by_name if not path.exists() and path.name == str(path) and by_name.is_file() else path
+    return by_name if not path.is_file() and path.name == str(path) and by_name.is_file() else path
 
 
 def _override(document: dict[str, Any], override: str) -> None:
