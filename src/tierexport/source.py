@@ -66,10 +66,17 @@ def describe(model: str, folder: Path) -> Description:
 
 
 def _read_description(path: Path) -> Description:
-    document = tomllib.loads(path.read_text("utf-8"))
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path} is not TOML: {error}") from None
+    if "source" not in document:
+        raise SourceError(f"{path}: source is missing: a folder, ORG/NAME or pypi:PACKAGE")
     if unknown := set(document) - {each.name for each in fields(Description)}:
         raise SourceError(f"{path}: unknown key {sorted(unknown)[0]!r}")
-    return Description(**document)
+    known = Description(**document)
+    beside = path.parent / known.source
+    return replace(known, source=str(beside.resolve())) if beside.is_dir() else known
 
 
 def open_source(model: str, folder: Path | None = None) -> Source:

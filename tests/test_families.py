@@ -1,0 +1,89 @@
+"""Model families beside MiniLM's, as tiny random models with real tokenizers of their kind."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import RECIPES, build
+from tierexport.datasets import BUILTIN
+from tierexport.encode import encode, open_model
+from tierexport.records import Source
+from tierexport.source import open_source
+
+SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def unigram(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentencepiece Unigram tokenizer, trained on the calibration texts, many languages among them."""
+    import sentencepiece
+    from transformers import XLMRobertaTokenizer
+
+    folder = tmp_path_factory.mktemp("unigram")
+    texts = [json.loads(line)["text"] for line in (BUILTIN / "calibration.jsonl").read_text("utf-8").splitlines()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(folder / "spm"), vocab_size=2000, model_type="unigram",
+        unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,
+    )  # fmt: skip
+    (folder / "spm.model").rename(folder / "sentencepiece.bpe.model")
+    (folder / "spm.vocab").unlink()
+    XLMRobertaTokenizer.from_pretrained(str(folder)).save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["Bert", "XLMRoberta"])
+@pytest.mark.parametrize("with_spm_file", [True, False])
+def test_sentencepiece_models_agree_with_fp32(
+    kind: str, with_spm_file: bool, unigram: Path, minilm: Source, tmp_path: Path
+) -> None:
+    """A Bert with such a tokenizer is what the official converter alone refuses (multilingual-e5-small)."""
+    import transformers
+
+    folder = Path(shutil.copytree(unigram, tmp_path / "model"))
+    if not with_spm_file:
+        (folder / "sentencepiece.bpe.model").unlink()
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        shutil.copy(minilm.path / name, folder)
+    shutil.copytree(minilm.path / "1_Pooling", folder / "1_Pooling")
+    config = getattr(transformers, f"{kind}Config")(vocab_size=2002, pad_token_id=1, max_position_embeddings=514, **SIZES)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
+    built = build(RECIPES / "f16.toml", tmp_path / "out", "--set", f"model={folder}")
+    for result in built.results.values():
+        assert result["tokens_equal"] is True
+        assert result["cos_mean"] > 0.99999
+    positions = next(t["shape"] for t in built.artifact("gguf")["tensors"] if t["name"] == "position_embd.weight")
+    assert positions == [512 if kind == "XLMRoberta" else 514, 64]  # XLM-R's first two rows are padding
+
+
+def test_a_plain_transformers_folder_takes_its_pooling_from_a_description(tiny_model: Path, tmp_path: Path) -> None:
+    """No modules.json: a file in models/ beside the recipe says how to pool, in every artifact."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "plain"))
+    for path in (folder / "modules.json", folder / "sentence_bert_config.json"):
+        path.unlink()
+    shutil.rmtree(folder / "1_Pooling")
+    (tmp_path / "models").mkdir()
+    description = '[prompts]\nquery = "find: "\n'
+    (tmp_path / "models" / "mine.toml").write_text(f'source = "../plain"\npooling = "cls"\nmax_tokens = 99\n{description}')
+    recipe = (RECIPES / "f16.toml").read_text().replace('"all-MiniLM-L6-v2"', '"mine"')
+    (tmp_path / "recipe.toml").write_text(recipe)
+    built = build(tmp_path / "recipe.toml", tmp_path / "out")
+    assert built.manifest["model"]["pooling"] == "cls"
+    assert {result["cos_mean"] > 0.99999 for result in built.results.values()} == {True}
+    source = open_source("mine", tmp_path)
+    model = open_model(source)
+    assert (model.max_seq_length, model.prompts["query"]) == (99, "find: ")
+    assert len(encode(model, ["word " * 300]).tokens[0]) == 99
+
+
+def test_sharded_safetensors_build_as_one_file(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "sharded"))
+    (folder / "model.safetensors").unlink()
+    AutoModel.from_pretrained(tiny_model).save_pretrained(folder, max_shard_size="4MB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    whole = build(RECIPES / "int8.toml", tmp_path / "whole", "--set", f"model={tiny_model}", "--set", 'formats=["gguf"]')
+    sharded = build(RECIPES / "int8.toml", tmp_path / "parts", "--set", f"model={folder}", "--set", 'formats=["gguf"]')
+    assert whole.results["gguf"]["cos_mean"] == sharded.results["gguf"]["cos_mean"]
