@@ -17,7 +17,7 @@ from numpy_bert import NumpyBert
 from tierexport.calibrate import floored, measure_importance
 from tierexport.datasets import calibration_texts, screen
 from tierexport.encode import open_model, token_ids
-from tierexport.errors import CalibrationError
+from tierexport.errors import CalibrationError, DataError
 from tierexport.formats.imatrix import read_imatrix
 from tierexport.records import Source, Text
 
@@ -126,14 +126,14 @@ def test_texts_come_from_files_beside_the_recipe(tmp_path: Path) -> None:
 )
 def test_texts_that_cannot_be_used_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CalibrationError, match=message):
+    with pytest.raises(DataError, match=message):
         calibration_texts(name, 5, tmp_path)
 
 
 def test_texts_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="no such file or folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         calibration_texts("nothing.txt", 5, tmp_path)
-    with pytest.raises(CalibrationError, match="is not a BEIR folder"):
+    with pytest.raises(DataError, match="is not such a BEIR folder"):
         calibration_texts(str(tmp_path), 5, tmp_path)
 
 

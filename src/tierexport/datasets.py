@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TextIO
 
-from tierexport.errors import CalibrationError
-from tierexport.records import Text
+from tierexport.errors import DataError
+from tierexport.records import RetrievalSet, Text
 
 BUILTIN = Path(str(resources.files("tierexport"))) / "data"
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
@@ -25,11 +25,11 @@ def calibration_texts(name: str, count: int, folder: Path) -> list[Text]:
 
     A .jsonl line has "text" and may have "kind" ("query" or "passage") and "title". From a BEIR
     folder come passages, every fourth text being a query. Texts are taken at even distances, so
-    the choice is the same every time. Raises CalibrationError when there are none.
+    the choice is the same every time. Raises DataError when there are none.
     """
     texts = list(_texts(name, folder))
     if not texts:
-        raise CalibrationError(f"calibration.texts = {name!r} holds no text: calibration needs some")
+        raise DataError(f"calibration.texts = {name!r} holds no text: calibration needs some")
     return spread(texts, count)
 
 
@@ -45,7 +45,7 @@ def _texts(name: str, folder: Path) -> Iterator[Text]:
     if path.is_dir():
         yield from _beir_texts(path)
     elif not path.is_file():
-        raise CalibrationError(f"calibration.texts = {name!r}: there is no such file or folder ({path})")
+        raise DataError(f"calibration.texts = {name!r}: there is no such file or folder ({path})")
     elif ".jsonl" in path.suffixes:
         yield from (_text(record, path) for record in read_jsonl(path))
     else:
@@ -66,29 +66,85 @@ def _beir_file(folder: Path, name: str) -> Path:
     for suffix in ("", ".gz", ".xz"):
         if (folder / f"{name}{suffix}").is_file():
             return folder / f"{name}{suffix}"
-    raise CalibrationError(f"{folder} is not a BEIR folder: it has no {name} (nor .gz, .xz)")
+    raise DataError(f"{folder} is not such a BEIR folder: it has no {name} (nor .gz, .xz)")
+
+
+def read_beir(folder: Path, split: str = "test") -> RetrievalSet:
+    """A BEIR folder: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv, plain or compressed.
+
+    Title and text are joined by a space, as the BEIR benchmark does; queries without a judgement are
+    left out. Raises DataError for a folder that contradicts itself.
+    """
+    documents = _by_id(_beir_file(folder, "corpus.jsonl"))
+    queries = _by_id(_beir_file(folder, "queries.jsonl"))
+    qrels = _qrels(_beir_file(folder, f"qrels/{split}.tsv"), documents, queries)
+    return RetrievalSet(
+        name=folder.name,
+        document_ids=tuple(documents),
+        documents=tuple(documents.values()),
+        query_ids=tuple(qrels),
+        queries=tuple(queries[query] for query in qrels),
+        qrels=qrels,
+    )
+
+
+def _by_id(path: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for number, record in enumerate(read_jsonl(path), 1):
+        if "_id" not in record:
+            raise DataError(f'{path}, entry {number} has no "_id"')
+        name, text = str(record["_id"]), _text(record, path).text
+        if name in found:
+            raise DataError(f"{path}, entry {number}: the id {name!r} is there twice")
+        if not text:
+            raise DataError(f"{path}, entry {number}: {name!r} has no text")
+        found[name] = text
+    if not found:
+        raise DataError(f"{path} holds nothing")
+    return found
+
+
+def _qrels(path: Path, documents: dict[str, str], queries: dict[str, str]) -> dict[str, dict[str, int]]:
+    """Grades by query and document; the first line may be a header."""
+    found: dict[str, dict[str, int]] = {}
+    for number, line in enumerate(_lines(path), 1):
+        fields = line.rstrip("\r\n").split("\t")
+        if not line.strip() or (number == 1 and not fields[-1].lstrip("-").isdecimal()):
+            continue
+        if len(fields) != 3 or not fields[2].lstrip("-").isdecimal():
+            raise DataError(f"{path}, line {number} is not QUERY, DOCUMENT and a whole grade, with tabs between: {line[:80]!r}")
+        query, document, grade = fields
+        for name, kind, known in ((query, "query", queries), (document, "document", documents)):
+            if name not in known:
+                raise DataError(f"{path}, line {number} names the {kind} {name!r}, which the set lacks")
+        if document in found.setdefault(query, {}):
+            raise DataError(f"{path}, line {number}: {document!r} is judged twice for {query!r}")
+        found[query][document] = int(grade)
+    if not found:
+        raise DataError(f"{path} judges nothing")
+    return found
 
 
 def _text(record: dict[str, Any], path: Path) -> Text:
     kind = record.get("kind", "passage")
     if kind not in ("query", "passage"):
-        raise CalibrationError(f'{path}: kind has to be "query" or "passage", not {kind!r}')
+        raise DataError(f'{path}: kind has to be "query" or "passage", not {kind!r}')
     if not isinstance(record.get("text"), str):
-        raise CalibrationError(f'{path}: every line needs a "text", and one has {record.get("text")!r}')
+        raise DataError(f'{path}: every line needs a "text", and one has {record.get("text")!r}')
     return Text(f"{record.get('title') or ''} {record['text']}".strip(), kind)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file, plain or compressed. Raises CalibrationError with the line."""
+    """The objects of a JSONL file, plain or compressed. Raises DataError with the line."""
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise CalibrationError(f"{path}, line {number} is not JSON: {error}") from None
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from None
         if not isinstance(record, dict):
-            raise CalibrationError(f"{path}, line {number} is not a JSON object: {line[:60]!r}")
+            raise DataError(f"{path}, line {number} is not a JSON object: {line[:60]!r}")
         yield record
 
 
@@ -98,6 +154,6 @@ def _lines(path: Path) -> Iterator[str]:
         with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:  # type: ignore[operator]
             yield from file
     except UnicodeDecodeError as error:
-        raise CalibrationError(f"{path} is not UTF-8: {error}") from None
+        raise DataError(f"{path} is not UTF-8: {error}") from None
     except (OSError, EOFError, lzma.LZMAError) as error:
-        raise CalibrationError(f"{path} can't be read: {error}") from None
+        raise DataError(f"{path} can't be read: {error}") from None

@@ -5,7 +5,8 @@
     │   ├── RecipeError           a recipe, a --set value, a rule
     │   ├── SourceError           the source model's files
     │   ├── PlanError             a tier that a tensor can't take
-    │   ├── CalibrationError      calibration texts or an importance matrix
+    │   ├── DataError             texts, a retrieval set, an STS file
+    │   ├── CalibrationError      an importance matrix
     │   └── ArtifactError         a file or folder that is not what it should be
     └── MachineError          exit 3: this machine lacks something (disk, network, a program)
 
@@ -35,8 +36,12 @@ class PlanError(InputError):
     """A tensor can't take the type its tier asks for."""
 
 
+class DataError(InputError):
+    """Texts, a retrieval set or an STS file can't be used."""
+
+
 class CalibrationError(InputError):
-    """Calibration texts or an importance matrix can't be used."""
+    """An importance matrix can't be used."""
 
 
 class ArtifactError(InputError):

@@ -244,6 +244,21 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class RetrievalSet:
+    """A BEIR set: documents, the queries that are judged, and their grades per document.
+
+    Everything is in one order: row n of the documents' vectors belongs to `document_ids[n]`.
+    """
+
+    name: str
+    document_ids: tuple[str, ...]
+    documents: tuple[str, ...]
+    query_ids: tuple[str, ...]
+    queries: tuple[str, ...]
+    qrels: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True)
 class Encoded:
     """What a reader made of texts: token ids, and float32 vectors of shape (texts, dimensions)."""
 
