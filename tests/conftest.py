@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tierexport import cli
-from tierexport.records import Source
+from tierexport.encode import VectorStore, encode
+from tierexport.records import Encoded, Source
 from tierexport.source import open_source
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +74,13 @@ class Built:
         return next(each for each in self.manifest["artifacts"] if each["format"] == name)
 
 
+def encoded(model: Any, texts: list[str], folder: Path, prompt: str = "") -> Encoded:
+    """What the fp32 reference makes of texts, its files in a new folder below `folder`."""
+    where = folder / f"encoded-{uuid.uuid4().hex}"
+    where.mkdir()
+    return encode(model, texts, prompt, VectorStore(where))
+
+
 def build(recipe: Path | str, out: Path, *more: str) -> Built:
     """Build through the command line and read back what it wrote."""
     done = run("build", recipe, "--out", out, "--json", *more)
@@ -79,7 +88,7 @@ def build(recipe: Path | str, out: Path, *more: str) -> Built:
     printed = json.loads(done.stdout)
     manifest = json.loads((out / "manifest.json").read_text())
     assert printed["manifest"] == manifest
-    return Built(out, manifest, {each["format"]: each for each in printed["results"]})
+    return Built(out, manifest, {each["format"]: each for each in printed["results"] if each["device"] == "cpu"})
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import RECIPES, build
+from conftest import RECIPES, build, encoded
 from tierexport.datasets import BUILTIN
-from tierexport.encode import encode, open_model
+from tierexport.encode import open_model
 from tierexport.records import Source
 from tierexport.source import open_source
 
@@ -74,7 +74,7 @@ def test_a_plain_transformers_folder_takes_its_pooling_from_a_description(tiny_m
     source = open_source("mine", tmp_path)
     model = open_model(source)
     assert (model.max_seq_length, model.prompts["query"]) == (99, "find: ")
-    assert len(encode(model, ["word " * 300]).tokens[0]) == 99
+    assert encoded(model, ["word " * 300], tmp_path).lengths[0] == 99
 
 
 def test_sharded_safetensors_build_as_one_file(tiny_model: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import gguf
 import numpy as np
 import pytest
 
-from conftest import RECIPES, Built, run
-from tierexport.encode import encode, open_model
+from conftest import RECIPES, Built, encoded, run
+from tierexport.encode import open_model
 from tierexport.errors import ArtifactError
 from tierexport.formats import formats_of
 from tierexport.formats.gguf import converted, write_gguf
@@ -19,6 +19,7 @@ from tierexport.metrics import cosines
 from tierexport.plan import make_plan
 from tierexport.recipe import parse_recipe
 from tierexport.records import Recipe, Source
+from tierexport.verify.fidelity import same_tokens
 from tierexport.verify.readers import read_gguf
 
 
@@ -112,33 +113,33 @@ def test_f16_reaches_fp32(f16: Built) -> None:
     assert result["top10_retention"] >= 0.99
 
 
-def test_llama_cpp_python_opens_it(three_tier: Built, minilm: Source) -> None:
+def test_llama_cpp_python_opens_it(three_tier: Built, minilm: Source, tmp_path: Path) -> None:
     from llama_cpp import Llama
 
     texts = ["How do I fix a flat tire?", "Quarks bind into protons."]
     model = Llama(str(three_tier.folder / three_tier.artifact("gguf")["path"]), embedding=True, verbose=False)
     found = np.array([model.embed(text) for text in texts], np.float32)
-    similar = cosines(encode(open_model(minilm), texts).vectors, found)
+    similar = cosines(encoded(open_model(minilm), texts, tmp_path).vectors, found)
     assert similar.min() > 0.98
 
 
-def test_llama_embedding_opens_it(three_tier: Built, tool: Callable[[str], Path], minilm: Source) -> None:
+def test_llama_embedding_opens_it(three_tier: Built, tool: Callable[[str], Path], minilm: Source, tmp_path: Path) -> None:
     path = three_tier.folder / three_tier.artifact("gguf")["path"]
     text = "How do I fix a flat tire?"
     command = [str(tool("llama-embedding")), "-m", str(path), "-p", text, "--embd-output-format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = np.array([json.loads(done.stdout)["data"][0]["embedding"]], np.float32)
-    assert cosines(encode(open_model(minilm), [text]).vectors, found).min() > 0.98
+    assert cosines(encoded(open_model(minilm), [text], tmp_path).vectors, found).min() > 0.98
 
 
-def test_texts_are_cut_as_the_reference_cuts_them(f16: Built, minilm: Source) -> None:
+def test_texts_are_cut_as_the_reference_cuts_them(f16: Built, minilm: Source, tmp_path: Path) -> None:
     """At 256 tokens, the closing token kept: by default llama.cpp would take 512."""
     texts = ["a long text about rivers " * 100, "a short one"]
     model = open_model(minilm)
-    reference = encode(model, texts)
-    found = read_gguf(f16.folder / f16.artifact("gguf")["path"], texts, model.max_seq_length)
-    assert len(found.tokens[0]) == 256
-    assert found.tokens == reference.tokens
+    reference = encoded(model, texts, tmp_path)
+    found = read_gguf(f16.folder / f16.artifact("gguf")["path"], texts, model.max_seq_length, tmp_path)
+    assert found.lengths[0] == 256
+    assert same_tokens(reference, found).all()
     assert cosines(reference.vectors, found.vectors).min() > 0.99999
 
 
@@ -146,13 +147,13 @@ def test_a_damaged_file_is_reported_not_crashed_on(f16: Built, tmp_path: Path) -
     whole = (f16.folder / f16.artifact("gguf")["path"]).read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ArtifactError, match="cut.gguf: llama.cpp failed before the first text"):
-        read_gguf(tmp_path / "cut.gguf", ["text"], 256)
+        read_gguf(tmp_path / "cut.gguf", ["text"], 256, tmp_path)
     assert run("inspect", tmp_path / "cut.gguf").exit_code == 2
 
 
-def test_a_text_beyond_the_context_is_reported(f16: Built) -> None:
+def test_a_text_beyond_the_context_is_reported(f16: Built, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="a text has 602 tokens, but the model was trained for 512"):
-        read_gguf(f16.folder / f16.artifact("gguf")["path"], ["river " * 600], 1000)
+        read_gguf(f16.folder / f16.artifact("gguf")["path"], ["river " * 600], 1000, tmp_path)
 
 
 def test_an_architecture_that_llama_cpp_lacks_leaves_torchao(tmp_path: Path, minilm: Source) -> None:

@@ -1,28 +1,40 @@
 """The README.md of an artifact folder: what it is, what it costs, how to load it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from tierexport.records import Verdict, Verification
 
-def render_card(manifest: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown from the manifest and the verdicts, and from nothing else."""
+
+def render_card(manifest: Mapping[str, Any], found: Verification) -> str:
+    """Markdown from the manifest and the verification, and from nothing else."""
     model, recipe = manifest["model"], manifest["recipe"]
+    origin = f"Made from `{model['base_model'] or model['spec']}`" + (
+        f" (licence {model['licence']})" if model["licence"] else ""
+    )
     lines = [
         f"# {model['name']}, {recipe['name']}",
         "",
-        f"{recipe['description'] or recipe['name']}. Made from `{model['base_model'] or model['spec']}`"
-        + (f" (licence {model['licence']})" if model["licence"] else "")
-        + f" by tierexport {manifest['tools']['tierexport']}.",
+        f"{recipe['description'] or recipe['name']}. {origin} by tierexport {manifest['tools']['tierexport']}.",
         "",
-        "## What it costs and what it keeps",
+        *([] if found.passed else ["**Not verified:** see below what failed.", ""]),
+        "## What it costs",
         "",
-        "Measured on 143 sentences against the fp32 model, on the CPU. Stored bits are those of the whole",
-        "weight files, embeddings, scales and norms included, per parameter.",
+        "Stored bits are those of the whole weight files, embeddings, scales and norms included, per parameter.",
         "",
-        "| format | file | bytes | nominal bits | stored bits | same tokens | cos mean | cos min | top-10 kept |",
+        "| format | file | bytes | nominal bits | stored bits |",
+        "|---|---|---|---|---|",
+        *(_size_row(artifact) for artifact in manifest["artifacts"]),
+        "",
+        "## What it keeps",
+        "",
+        f"Against {found.reference}, on 143 sentences.",
+        "",
+        "| format | device | same tokens | cos mean | cos min | top-10 kept | rank correlation | texts/s | fp32's on cpu |",
         "|---|---|---|---|---|---|---|---|---|",
-        *(_row(artifact, verdicts) for artifact in manifest["artifacts"]),
+        *(_fidelity_row(verdict) for verdict in found.verdicts),
         "",
+        *_retrieval_lines(found),
     ]
     for artifact in manifest["artifacts"]:
         lines += _load_gguf(artifact) if artifact["format"] == "gguf" else _load_torchao(artifact, recipe["torchao"]["layout"])
@@ -30,19 +42,33 @@ def render_card(manifest: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any
     return "\n".join(lines)
 
 
-def _row(artifact: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]]) -> str:
-    verdict = next(each for each in verdicts if each["format"] == artifact["format"])
-    if verdict["status"] == "ok":
-        proof = (
-            f"{'yes' if verdict['tokens_equal'] else 'no'} | {verdict['cos_mean']:.5f} | {verdict['cos_min']:.5f} "
-            f"| {verdict['top10_retention']:.3f}"
-        )
-    else:
-        proof = f"{verdict['status']}: {verdict['reason']} | | | "
+def _size_row(artifact: Mapping[str, Any]) -> str:
+    bits = f"{artifact['nominal_bits']:.2f} | {artifact['stored_bits']:.2f}"
+    return f"| {artifact['format']} | `{artifact['path']}` | {artifact['bytes']:,} | {bits} |"
+
+
+def _fidelity_row(verdict: Verdict) -> str:
+    start = f"| {verdict.format} | {verdict.device} |"
+    if verdict.fidelity is None:
+        return f"{start} {verdict.status}: {verdict.reason} | | | | | | |"
+    figures = verdict.fidelity
     return (
-        f"| {artifact['format']} | `{artifact['path']}` | {artifact['bytes']:,} | {artifact['nominal_bits']:.2f} "
-        f"| {artifact['stored_bits']:.2f} | {proof} |"
+        f"{start} {verdict.tokens_share:.1%} | {figures.cos_mean:.5f} | {figures.cos_min:.5f} | {figures.top10_retention:.3f} "
+        f"| {figures.rank_correlation:.4f} | {verdict.texts_per_second:.0f} | {verdict.reference_texts_per_second:.0f} |"
     )
+
+
+def _retrieval_lines(found: Verification) -> list[str]:
+    rows = [
+        f"| {each.dataset} | {verdict.format} | {verdict.device} | {each.ndcg_at_10:.4f} | {each.reference_ndcg_at_10:.4f} "
+        f"| {each.delta:+.4f} | {each.ci_low:+.4f} to {each.ci_high:+.4f} | {each.recall_at_10:.4f} |"
+        for verdict in found.verdicts
+        for each in verdict.retrieval
+    ]
+    if not rows:
+        return []
+    head = "| set | format | device | NDCG@10 | fp32 | difference | 95 % interval | Recall@10 |"
+    return ["## Retrieval", "", head, "|---|---|---|---|---|---|---|---|", *rows, ""]
 
 
 def _load_gguf(artifact: Mapping[str, Any]) -> list[str]:

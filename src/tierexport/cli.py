@@ -67,22 +67,54 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @set_option
 @json_option
 def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Plan, calibrate, export and check RECIPE."""
-    from dataclasses import asdict
-
+    """Plan, calibrate, export and verify RECIPE."""
     from tierexport import pipeline
     from tierexport.report import tables
 
     made = pipeline.build(recipe, out, overrides)
-    verdicts = [asdict(verdict) for verdict in made.verdicts]
     if as_json:
-        _print_json({"out": str(made.out), "manifest": made.manifest, "results": verdicts})
+        _print_json({"out": str(made.out), "manifest": made.manifest, **made.verification.as_json()})
     else:
-        _print(tables.build_table(made.manifest, verdicts), f"written to {made.out}")
-    for verdict in made.verdicts:
-        if verdict.status != "ok":
-            click.echo(f"tierexport: {verdict.format} on {verdict.device}: {verdict.reason}", err=True)
-    if not made.passed:
+        _print(tables.sizes_table(made.manifest), *tables.verification_tables(made.verification), f"written to {made.out}")
+    _exit_with(made.verification)
+
+
+@main.command(epilog="Example: tierexport verify three_tier --data scifact --device cpu")
+@click.argument("target", type=click.Path(exists=True, path_type=Path))
+@click.option("--model", help="The fp32 model, for an artifact that tierexport did not build.")
+@click.option("--data", multiple=True, metavar="BEIR_DIR", help="A retrieval set; may be given several times.")
+@click.option("--sts", metavar="FILE", help="Sentence pairs: score, sentence, sentence with tabs between.")
+@click.option("--device", default="cpu,cuda", show_default=True, help="Where to run the artifacts.")
+@json_option
+def verify(target: Path, model: str | None, data: tuple[str, ...], sts: str | None, device: str, as_json: bool) -> None:
+    """Compare the artifacts at TARGET with the fp32 model: fidelity, retrieval, gates."""
+    from tierexport import pipeline
+    from tierexport.records import VerifySettings
+    from tierexport.report import tables
+
+    devices = device.split(",")
+    if unknown := set(devices) - set(pipeline.DEVICES):
+        raise click.BadParameter(f"{sorted(unknown)[0]!r} is not among {', '.join(pipeline.DEVICES)}", param_hint="--device")
+    _, found = pipeline.verify_again(target, model, VerifySettings(data, sts), devices)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        _print(*tables.verification_tables(found))
+    _exit_with(found)
+
+
+def _exit_with(found: Any) -> None:
+    """Say why each artifact was not verified, and exit 1 when that is a failure."""
+    for verdict in found.verdicts:
+        if verdict.reason:
+            click.echo(f"tierexport: {verdict.format} on {verdict.device}: {verdict.status}: {verdict.reason}", err=True)
+        for example in verdict.token_examples:
+            click.echo(f"tierexport: {verdict.format} on {verdict.device}: other tokens: {example}", err=True)
+    for gate in found.gates:
+        if not gate.passed:
+            value = "was not measured" if gate.value is None else f"is {gate.value:.5f}"
+            click.echo(f"tierexport: {gate.format} on {gate.device}: the gate {gate.name} failed: it {value}", err=True)
+    if not found.passed:
         sys.exit(EXIT_GATE_FAILED)
 
 

@@ -125,6 +125,28 @@ def _qrels(path: Path, documents: dict[str, str], queries: dict[str, str]) -> di
     return found
 
 
+def read_sts(path: Path) -> list[tuple[float, str, str]]:
+    """Sentence pairs with human scores: a TSV of score, sentence, sentence, under a header or not.
+
+    Raises DataError naming the line that is not one.
+    """
+    pairs = []
+    for number, line in enumerate(_lines(path), 1):
+        fields = line.rstrip("\r\n").split("\t")
+        try:
+            score, one, other = float(fields[0]), *fields[1:3]
+        except ValueError:
+            if number == 1:
+                continue
+            raise DataError(
+                f"{path}, line {number} is not SCORE, SENTENCE, SENTENCE with tabs between: {line[:80]!r}"
+            ) from None
+        pairs.append((score, one, other))
+    if len(pairs) < 3:
+        raise DataError(f"{path} holds {len(pairs)} sentence pairs: a rank correlation needs some")
+    return pairs
+
+
 def _text(record: dict[str, Any], path: Path) -> Text:
     kind = record.get("kind", "passage")
     if kind not in ("query", "passage"):

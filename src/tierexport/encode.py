@@ -4,10 +4,13 @@ Pooling, prompts, truncation, Dense heads and normalisation are sentence-transfo
 vector here differs from its `encode` by rounding alone.
 """
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tierexport.errors import SourceError
 from tierexport.libraries import import_sentence_transformers
@@ -16,6 +19,9 @@ from tierexport.source import modules
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+BLOCK_TEXTS = 4096
+"""Texts that are tokenized and sorted by length together."""
 
 BATCH_TOKENS = 2048
 """Padded tokens per batch: on CPU larger batches were slower (docs/log.md)."""
@@ -69,18 +75,69 @@ def length_sorted(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterato
         yield batch
 
 
-def encode(model: "SentenceTransformer", texts: Sequence[str], prompt: str = "") -> Encoded:
-    """Token ids and float32 vectors (texts, dimensions) of `texts`, each prefixed with `prompt`."""
+def encode(model: "SentenceTransformer", texts: Sequence[str], prompt: str, store: "VectorStore") -> Encoded:
+    """Encode `texts`, each prefixed with `prompt`, block by block, so that memory is bounded."""
+    started = time.perf_counter()
+    for first in range(0, len(texts), BLOCK_TEXTS):
+        block = texts[first : first + BLOCK_TEXTS]
+        tokens = token_ids(model, [prompt + text for text in block])
+        store.add(tokens, _encode_block(model, block, [len(ids) for ids in tokens], prompt))
+    return store.close(time.perf_counter() - started)
+
+
+def _encode_block(model: "SentenceTransformer", texts: Sequence[str], lengths: Sequence[int], prompt: str) -> Floats:
     import torch
 
-    tokens = token_ids(model, [prompt + text for text in texts])
-    vectors: Floats = np.zeros((len(texts), 0), np.float32)
+    found: list[tuple[list[int], Floats]] = []
     with torch.inference_mode():
-        for batch in length_sorted([len(ids) for ids in tokens]):
+        for batch in length_sorted(lengths):
             features = model.preprocess([texts[index] for index in batch], prompt=prompt or None)
             features = {key: value.to(model.device) if hasattr(value, "to") else value for key, value in features.items()}
-            found = model(features)["sentence_embedding"].float().cpu().numpy()
-            if not vectors.size:  # a folder may state another width than its model has
-                vectors = np.zeros((len(texts), found.shape[1]), np.float32)
-            vectors[batch] = found
-    return Encoded(tokens, vectors)
+            found.append((batch, model(features)["sentence_embedding"].float().cpu().numpy()))
+    vectors = np.zeros((len(texts), found[0][1].shape[1]), np.float32)
+    for batch, rows in found:
+        vectors[batch] = rows
+    return vectors
+
+
+class VectorStore:
+    """Token ids and vectors on their way to a folder, appended as they come.
+
+    The files are raw arrays: `lengths` (int64), `tokens` (int32), `vectors` (float32), and
+    `seconds`; whoever writes them in another process writes the same.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.texts = 0
+
+    def add(self, tokens: Sequence[Sequence[int]], vectors: Floats) -> None:
+        """Append some texts' token ids and vectors."""
+        self._append("lengths", np.array([len(ids) for ids in tokens], np.int64))
+        self._append("tokens", np.array([token for ids in tokens for token in ids], np.int32))
+        self._append("vectors", np.ascontiguousarray(vectors, np.float32))
+        self.texts += len(tokens)
+
+    def close(self, seconds: float) -> Encoded:
+        """Note how long it took, and open what was written."""
+        (self.folder / "seconds").write_text(repr(seconds))
+        return open_encoded(self.folder)
+
+    def _append(self, name: str, values: "npt.NDArray[Any]") -> None:
+        with (self.folder / name).open("ab") as file:
+            file.write(values.tobytes())
+
+
+def open_encoded(folder: Path) -> Encoded:
+    """What a VectorStore left in a folder, mapped into memory."""
+    lengths = np.fromfile(folder / "lengths", np.int64)
+    return Encoded(
+        lengths=lengths,
+        tokens=_mapped(folder / "tokens", np.dtype(np.int32)),
+        vectors=_mapped(folder / "vectors", np.dtype(np.float32)).reshape(len(lengths), -1),
+        seconds=float((folder / "seconds").read_text()),
+    )
+
+
+def _mapped(path: Path, dtype: "np.dtype[Any]") -> "npt.NDArray[Any]":
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)

@@ -29,7 +29,13 @@ def neighbours_kept(reference: Floats, found: Floats, count: int = NEIGHBOURS) -
 
 
 def _nearest(vectors: Floats, count: int) -> npt.NDArray[np.int64]:
-    unit = normalized(vectors)
-    similarity = unit @ unit.T
+    similarity = similarities(vectors)
     np.fill_diagonal(similarity, -np.inf)
     return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+
+
+def similarities(vectors: Floats) -> npt.NDArray[np.float64]:
+    """Cosine of every two rows, float64 (rows, rows)."""
+    unit = normalized(vectors)
+    product: npt.NDArray[np.float64] = unit @ unit.T
+    return product

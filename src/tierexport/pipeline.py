@@ -1,5 +1,6 @@
 """The order of the stages. Read this after `records.py`: it is the whole program on one page."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,17 +15,22 @@ from tierexport.calibrate import measure_importance, texts_digest
 from tierexport.card import render_card
 from tierexport.datasets import calibration_texts
 from tierexport.encode import open_model
+from tierexport.errors import ArtifactError
 from tierexport.formats import formats_of
 from tierexport.formats.gguf import converted, source_stages, write_gguf
 from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
 from tierexport.formats.torchao import weight_bytes, write_torchao
+from tierexport.inspection import inspect
 from tierexport.plan import make_plan
 from tierexport.progress import stage
 from tierexport.recipe import read_recipe
-from tierexport.records import Artifact, FormatPlan, Imatrix, Plan, Recipe, Source, Verdict
+from tierexport.records import Artifact, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, Verification, VerifySettings
 from tierexport.source import check_finite, open_source
-from tierexport.verify import screen_artifacts
+from tierexport.verify import Judged, Material, read_material, verify
 from tierexport.workdir import Stages, building, file_digest, stage_key, write_json, write_whole
+
+DEVICES = ("cpu", "cuda")
+"""Where artifacts are verified; a device that is not there is reported as not run."""
 
 NEEDS_IMPORTANCE_BELOW = 8
 """Bits from which on ggml ignores importance: Q8_0 and the float types are the same without."""
@@ -36,11 +42,7 @@ class Build:
 
     out: Path
     manifest: dict[str, Any]
-    verdicts: tuple[Verdict, ...]
-
-    @property
-    def passed(self) -> bool:
-        return all(verdict.status == "ok" for verdict in self.verdicts)
+    verification: Verification
 
 
 def plan(recipe_path: Path, overrides: Sequence[str] = ()) -> Plan:
@@ -51,13 +53,15 @@ def plan(recipe_path: Path, overrides: Sequence[str] = ()) -> Plan:
 
 
 def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> Build:
-    """Plan, calibrate, export and check; `out` is replaced when all of it is done.
+    """Plan, calibrate, export and verify; `out` is replaced when all of it is done.
 
     Stages whose inputs have not changed are not run again, and a killed build goes on where it
-    was. Raises InputError or MachineError, having left nothing behind.
+    was. Raises InputError or MachineError, having left nothing behind. An artifact that fails its
+    verification is kept, and its manifest says so.
     """
     made = plan(recipe_path, overrides)
     recipe, source = made.recipe, made.source
+    material = read_material(recipe.verify, recipe.folder)
     out = out or Path("artifacts") / f"{source.name}-{recipe.name}"
     with building(out) as work:
         with stage("Checking the weights"):
@@ -66,15 +70,68 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         if imatrix.path:
             shutil.copyfile(imatrix.path, work / "imatrix.gguf")
         artifacts = tuple(_EXPORT[fmt.format](fmt, recipe, source, imatrix, Stages(work)) for fmt in made.formats)
-        with stage("Checking against fp32") as running:
-            running.total(len(artifacts) + 1)
-            verdicts = screen_artifacts(artifacts, source, running.step)
-        manifest = describe(made, artifacts, imatrix, work)
-        write_whole(work / "recipe.toml", tomli_w.dumps(recipe.document))
-        write_json(work / "verify.json", {"reference": "fp32, 143 sentences", "results": [asdict(each) for each in verdicts]})
-        write_whole(work / "README.md", render_card(manifest, [asdict(each) for each in verdicts]))
+        judged = [Judged(artifact.format, artifact.path) for artifact in artifacts]
+        verification = _verify(judged, source, material, recipe.verify.gates, DEVICES)
+        manifest = describe(made, artifacts, imatrix, work) | {"verified": verification.passed}
+        write_whole(work / "recipe.toml", tomli_w.dumps(_portable(recipe)))
         write_json(work / "manifest.json", manifest)
-    return Build(out, manifest, verdicts)
+        _write_verification(work, manifest, verification)
+    return Build(out, manifest, verification)
+
+
+def verify_again(
+    target: Path, model: str | None, settings: VerifySettings, devices: Sequence[str]
+) -> tuple[list[Judged], Verification]:
+    """Verify an artifact folder, or anybody's GGUF or torchao folder, against an fp32 model.
+
+    Of a folder that `build` made, model and gates are known, and its reports are written anew; for
+    others `model` has to be named. Raises InputError or MachineError.
+    """
+    manifest = _manifest(target)
+    if manifest is None and model is None:
+        raise ArtifactError(f"{target} was not made by tierexport build: name its fp32 model with --model")
+    source = open_source(model or str(manifest["model"]["spec"] if manifest else ""), target.parent)
+    if manifest and source.digest != manifest["model"]["digest"]:
+        raise ArtifactError(f"{target} was made from another model than {source.spec}: their digests differ")
+    material = read_material(settings, Path())
+    judged = [Judged(found.format, found.path) for found in inspect(target)]
+    verification = _verify(judged, source, material, settings.gates or _gates(target), devices)
+    if manifest:
+        manifest["verified"] = verification.passed
+        write_json(target / "manifest.json", manifest)
+        _write_verification(target, manifest, verification)
+    return judged, verification
+
+
+def _verify(
+    judged: Sequence[Judged], source: Source, material: Material, gates: Sequence[Gate], devices: Sequence[str]
+) -> Verification:
+    with stage("Verifying") as running:
+        return verify(judged, source, material, gates, devices, running.say)
+
+
+def _write_verification(folder: Path, manifest: dict[str, Any], verification: Verification) -> None:
+    write_json(folder / "verify.json", verification.as_json())
+    write_whole(folder / "README.md", render_card(manifest, verification))
+
+
+def _manifest(target: Path) -> dict[str, Any] | None:
+    path = target / "manifest.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _gates(target: Path) -> tuple[Gate, ...]:
+    """The gates of the recipe inside an artifact folder."""
+    path = target / "recipe.toml"
+    return read_recipe(path).verify.gates if path.is_file() else ()
+
+
+def _portable(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as resolved: paths in it that were relative to its folder are made absolute."""
+    document = dict(recipe.document)
+    if (recipe.folder / recipe.model).is_dir():
+        document["model"] = str((recipe.folder / recipe.model).resolve())
+    return document
 
 
 def importance(made: Plan) -> Imatrix:

@@ -21,6 +21,10 @@ class Stage:
         """Say how many steps there are."""
         self._progress.update(self._task, total=steps)
 
+    def say(self, what: str) -> None:
+        """Say what is being done, in place of the title."""
+        self._progress.update(self._task, description=what[:60])
+
     def step(self, steps: int = 1) -> None:
         """Say that some are done."""
         self._progress.advance(self._task, steps)

@@ -1,13 +1,24 @@
 """From TOML to Recipe: strict about keys, types and values; knows no model and no tensor."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tierexport.errors import RecipeError
-from tierexport.records import CalibrationSettings, Recipe, Rule, Tier, TorchaoSettings
+from tierexport.records import (
+    FIDELITY_GATES,
+    RETRIEVAL_GATES,
+    CalibrationSettings,
+    Gate,
+    Recipe,
+    Rule,
+    Tier,
+    TorchaoSettings,
+    VerifySettings,
+)
 from tierexport.roles import GROUPS, ROLES, expand
 from tierexport.shipped import shipped
 
@@ -15,7 +26,7 @@ FORMATS = ("gguf", "torchao")
 BITS = (2, 3, 4, 5, 6, 8, 16, 32)
 LAYOUTS = ("portable", "packed")
 ROUNDINGS = ("nearest",)
-RECIPE_KEYS = ("name", "description", "model", "tiers", "rules", "formats", "rounding", "calibration", "torchao")
+RECIPE_KEYS = ("name", "description", "model", "tiers", "rules", "formats", "rounding", "calibration", "torchao", "verify")
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -170,6 +181,7 @@ def parse_recipe(document: Mapping[str, Any], folder: Path) -> Recipe:
         rounding=table.get("rounding", _one_of(ROUNDINGS), " or ".join(ROUNDINGS), "nearest"),
         calibration=_calibration(table.get("calibration", dict, "a table", {})),
         torchao=_torchao(table.get("torchao", dict, "a table", {})),
+        verify=_verify(table.get("verify", dict, "a table", {})),
         folder=folder,
         document=dict(document),
     )
@@ -254,3 +266,22 @@ def _torchao(value: Any) -> TorchaoSettings:
         layout=table.get("layout", _one_of(LAYOUTS), " or ".join(LAYOUTS), "portable"),
         group_size=table.get("group_size", _one_of(sizes), f"one of {', '.join(map(str, sizes))}", 32),
     )
+
+
+def _verify(value: Any) -> VerifySettings:
+    table = _Table(value, "verify", ("data", "sts", "gates"))
+    return VerifySettings(
+        data=table.get("data", _texts, "BEIR folders", ()),
+        sts=table.get("sts", _text, "a file of score, sentence, sentence with tabs between", None),
+        gates=tuple(_gate(each) for each in table.get("gates", _texts, 'gates like "top10_retention >= 0.97"', ())),
+    )
+
+
+def _gate(text: str) -> Gate:
+    found = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*(-?[\d.]+(?:e-?\d+)?)\s*", text)
+    if found is None:
+        raise RecipeError(f'verify.gates: {text!r} has to be METRIC >= NUMBER or METRIC <= NUMBER, as "cos_mean >= 0.99"')
+    known = (*FIDELITY_GATES, *RETRIEVAL_GATES)
+    if found[1] not in known:
+        raise RecipeError(f"verify.gates: {found[1]!r} is not measured{_nearest(found[1], known)}")
+    return Gate(found[1], found[2], float(found[3]))

@@ -9,7 +9,7 @@ Nothing here computes more than a sum, opens a file or imports torch.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,6 +115,38 @@ class TorchaoSettings:
     group_size: int = 32
 
 
+FIDELITY_GATES = ("tokens_share", "cos_mean", "cos_p1", "cos_min", "top10_retention", "rank_correlation")
+RETRIEVAL_GATES = {
+    "ndcg_at_10": "ndcg_at_10",
+    "recall_at_10": "recall_at_10",
+    "mrr_at_10": "mrr_at_10",
+    "ndcg_delta": "delta",
+    "ndcg_delta_ci_low": "ci_low",
+}
+"""What a gate may be about: a figure of the verdict, or of each of its retrieval sets."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A limit that an artifact has to keep: `top10_retention >= 0.97`."""
+
+    metric: str
+    comparison: str
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.comparison} {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """What artifacts are verified on (retrieval sets, an STS file), and what they have to reach."""
+
+    data: tuple[str, ...] = ()
+    sts: str | None = None
+    gates: tuple[Gate, ...] = ()
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What the user declares. `folder` is where relative paths in it start."""
@@ -128,6 +160,7 @@ class Recipe:
     rounding: str
     calibration: CalibrationSettings
     torchao: TorchaoSettings
+    verify: VerifySettings
     folder: Path
     document: Mapping[str, Any]
 
@@ -260,24 +293,141 @@ class RetrievalSet:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a reader made of texts: token ids, and float32 vectors of shape (texts, dimensions)."""
+    """What a reader made of texts; the arrays may be memory maps of files.
 
-    tokens: tuple[tuple[int, ...], ...]
+    `lengths` int64 (texts,): tokens of each text; `tokens` int32 (sum of lengths,): their ids, text
+    after text; `vectors` float32 (texts, dimensions); `seconds`: how long encoding took, without
+    loading the model.
+    """
+
+    lengths: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int32]
     vectors: Floats
+    seconds: float
+
+    @property
+    def texts_per_second(self) -> float:
+        """Speed of encoding."""
+        return len(self.lengths) / max(self.seconds, 1e-9)
+
+    def ids(self, text: int) -> list[int]:
+        """The token ids of one text."""
+        end = int(self.lengths[: text + 1].sum())
+        return [int(token) for token in self.tokens[end - int(self.lengths[text]) : end]]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near an artifact's vectors are to fp32's on the same texts.
+
+    `cos_*`: cosine to the fp32 vector (mean, 1st percentile, minimum); `top10_retention`: share of
+    each text's ten nearest others that stay; `rank_correlation`: Spearman of all pairs' similarities.
+    """
+
+    texts: int
+    cos_mean: float
+    cos_p1: float
+    cos_min: float
+    top10_retention: float
+    rank_correlation: float
+
+
+@dataclass(frozen=True)
+class RetrievalVerdict:
+    """One retrieval set: means over its queries, and the paired difference of NDCG@10 to fp32."""
+
+    dataset: str
+    queries: int
+    documents: int
+    ndcg_at_10: float
+    recall_at_10: float
+    mrr_at_10: float
+    reference_ndcg_at_10: float
+    reference_recall_at_10: float
+    reference_mrr_at_10: float
+    delta: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+    tokens_equal: float
+    cos_mean: float
+    deltas: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class StsVerdict:
+    """Spearman of cosines with human scores on sentence pairs, and fp32's."""
+
+    dataset: str
+    pairs: int
+    spearman: float
+    reference_spearman: float
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One artifact on one device against the fp32 reference. `status`: ok, failed or not run."""
+    """One artifact on one device against the fp32 reference. `status`: ok, failed or not run.
+
+    `tokens_equal` is whether every text of the screen has the reference's token ids,
+    `tokens_share` the share that has; where they differ, `token_examples` shows some, and
+    `same_tokens` is the fidelity on the texts that have them.
+    """
 
     format: str
     device: str
     status: str
     reason: str | None = None
     tokens_equal: bool | None = None
-    cos_mean: float | None = None
-    cos_min: float | None = None
-    top10_retention: float | None = None
+    tokens_share: float | None = None
+    token_examples: tuple[str, ...] = ()
+    fidelity: Fidelity | None = None
+    same_tokens: Fidelity | None = None
+    texts_per_second: float | None = None
+    reference_texts_per_second: float | None = None
+    retrieval: tuple[RetrievalVerdict, ...] = ()
+    sts: StsVerdict | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As `verify.json` has it: the fidelity's figures beside the verdict's own."""
+        whole = asdict(self)
+        figures = whole.pop("fidelity") or {each.name: None for each in fields(Fidelity)}
+        return {**whole, **figures}
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """A gate judged on one artifact. `passed` is False too where there was nothing to judge."""
+
+    name: str
+    format: str
+    device: str
+    value: float | None
+    limit: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything a verification found out."""
+
+    reference: str
+    verdicts: tuple[Verdict, ...]
+    gates: tuple[GateResult, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed and every gate was judged and passed."""
+        return all(verdict.status != "failed" for verdict in self.verdicts) and all(gate.passed for gate in self.gates)
+
+    def as_json(self) -> dict[str, Any]:
+        """As `verify.json` has it."""
+        results = [verdict.as_json() for verdict in self.verdicts]
+        return {
+            "reference": self.reference,
+            "passed": self.passed,
+            "results": results,
+            "gates": [asdict(gate) for gate in self.gates],
+        }
 
 
 class Format(Protocol):

@@ -8,14 +8,11 @@ from rich import box
 from rich.table import Table
 
 from tierexport.inspection import Inspection
-from tierexport.records import FormatPlan, Plan, Tensor
+from tierexport.records import FormatPlan, Plan, Tensor, Verification
 from tierexport.roles import ROLES
 
 COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green", 16: "cyan", 32: "blue"}
 """Warm is crushed, cold is kept: the same colours wherever tiers are shown."""
-
-
-_PROOF = ("cos_mean", "cos_min", "top10_retention")
 
 
 def _table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
@@ -57,22 +54,84 @@ def totals_table(plan: Plan) -> Table:
     return table
 
 
-def build_table(manifest: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]]) -> Table:
-    """What a build made: size and fidelity of each artifact."""
-    names = ("format", "file", "MB", "nominal bits", "stored bits", "tokens equal", "cos mean", "cos min", "top-10 kept")
+def sizes_table(manifest: Mapping[str, Any]) -> Table:
+    """What a build made: bytes and bits of each artifact."""
+    names = ("format", "file", "MB", "nominal bits", "stored bits")
     table = _table(f"{manifest['model']['name']} · {manifest['recipe']['name']}", *names, right=names[2:])
-    judged = {verdict["format"]: verdict for verdict in verdicts}
     for artifact in manifest["artifacts"]:
-        verdict = judged[artifact["format"]]
-        shown = (
-            (str(verdict["tokens_equal"]).lower(), *(f"{verdict[key]:.5f}" for key in _PROOF))
-            if verdict["status"] == "ok"
-            else (f"[red]{verdict['status']}[/]", "", "", "")
-        )
+        bits = (f"{artifact[key]:.2f}" for key in ("nominal_bits", "stored_bits"))
+        table.add_row(artifact["format"], artifact["path"], f"{artifact['bytes'] / 1e6:.2f}", *bits)
+    return table
+
+
+def verification_tables(found: Verification) -> Iterator[Table]:
+    """Fidelity of each artifact on each device, retrieval, gates."""
+    yield _fidelity_table(found)
+    if any(verdict.retrieval for verdict in found.verdicts):
+        yield _retrieval_table(found)
+    if found.gates:
+        yield _gates_table(found)
+
+
+def _fidelity_table(found: Verification) -> Table:
+    names = (
+        "format",
+        "device",
+        "same tokens",
+        "cos mean",
+        "cos p1",
+        "cos min",
+        "top-10 kept",
+        "rank corr.",
+        "texts/s",
+        "fp32's",
+    )
+    table = _table(f"against {found.reference}", *names, right=names[2:])
+    for verdict in found.verdicts:
+        if verdict.fidelity is None:
+            colour = "red" if verdict.status == "failed" else "dim"
+            table.add_row(verdict.format, verdict.device, f"[{colour}]{verdict.status}[/]")
+            continue
+        fidelity = verdict.fidelity
+        figures = (fidelity.cos_mean, fidelity.cos_p1, fidelity.cos_min, fidelity.top10_retention, fidelity.rank_correlation)
+        speeds = (verdict.texts_per_second, verdict.reference_texts_per_second)
         table.add_row(
-            artifact["format"], artifact["path"], f"{artifact['bytes'] / 1e6:.2f}",
-            f"{artifact['nominal_bits']:.2f}", f"{artifact['stored_bits']:.2f}", *shown,
+            verdict.format, verdict.device, f"{verdict.tokens_share:.1%}", *(f"{each:.5f}" for each in figures),
+            *(f"{each:.0f}" if each else "" for each in speeds),
         )  # fmt: skip
+    return table
+
+
+def _retrieval_table(found: Verification) -> Table:
+    names = (
+        "set",
+        "format",
+        "device",
+        "NDCG@10",
+        "fp32's",
+        "difference",
+        "95 % interval",
+        "p",
+        "Recall@10",
+        "fp32's",
+        "MRR@10",
+    )
+    table = _table("retrieval", *names, right=names[3:])
+    for verdict in found.verdicts:
+        for each in verdict.retrieval:
+            table.add_row(
+                each.dataset, verdict.format, verdict.device, f"{each.ndcg_at_10:.4f}", f"{each.reference_ndcg_at_10:.4f}",
+                f"{each.delta:+.4f}", f"{each.ci_low:+.4f} to {each.ci_high:+.4f}", f"{each.p_value:.3f}",
+                f"{each.recall_at_10:.4f}", f"{each.reference_recall_at_10:.4f}", f"{each.mrr_at_10:.4f}",
+            )  # fmt: skip
+    return table
+
+
+def _gates_table(found: Verification) -> Table:
+    table = _table("gates", "gate", "format", "device", "value", "passed", right=("value",))
+    for gate in found.gates:
+        shown = "[green]yes[/]" if gate.passed else "[red]no[/]"
+        table.add_row(gate.name, gate.format, gate.device, "not measured" if gate.value is None else f"{gate.value:.5f}", shown)
     return table
 
 

@@ -1,18 +1,22 @@
 """Encodes texts through llama.cpp, in a process that may die: `python -m … JOB.json`.
 
-The job names a GGUF, texts, the tokens at which they are cut, and two files to write: token ids
-(JSON, a list per line) and vectors (raw float32, a row per text, flushed one by one, so that the
-parent knows at which text the process died).
+The job names a GGUF, texts, the tokens at which they are cut, whether the GPU is to be used, and a
+folder. Written there are the files of `encode.VectorStore`, and `done`, a byte for each text, so that
+the parent knows at which one the process died.
 """
 
 import ctypes
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+ALL_LAYERS = 10_000
+"""More than any model has: llama.cpp's way to ask for all of them on the GPU."""
 
 
 def main(job_file: str) -> None:
@@ -20,19 +24,35 @@ def main(job_file: str) -> None:
     import llama_cpp
 
     job = json.loads(Path(job_file).read_text("utf-8"))
+    folder = Path(job["folder"])
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(job["path"].encode(), llama_cpp.llama_model_default_params())
+    settings = llama_cpp.llama_model_default_params()
+    settings.n_gpu_layers = ALL_LAYERS if job["gpu"] else 0
+    model = llama_cpp.llama_model_load_from_file(job["path"].encode(), settings)
     if not model:
         raise SystemExit(f"llama.cpp can't load {job['path']}")
-    vocabulary = llama_cpp.llama_model_get_vocab(model)
-    texts = [_cut(llama_cpp, vocabulary, _tokenize(llama_cpp, vocabulary, text), job["max_tokens"]) for text in job["texts"]]
-    context = _context(llama_cpp, model, max(map(len, texts), default=1))
-    with Path(job["tokens"]).open("w", encoding="utf-8") as tokens, Path(job["vectors"]).open("wb") as vectors:
-        for ids in texts:
-            tokens.write(json.dumps(ids) + "\n")
-            tokens.flush()
-            vectors.write(_embed(llama_cpp, model, context, ids).tobytes())
-            vectors.flush()
+    started = time.perf_counter()
+    lengths = _tokenize_all(llama_cpp, llama_cpp.llama_model_get_vocab(model), job["texts"], job["max_tokens"], folder)
+    context = _context(llama_cpp, model, max(lengths, default=1))
+    tokens = np.memmap(folder / "tokens", np.int32, mode="r")
+    start = 0
+    with (folder / "vectors").open("wb") as vectors, (folder / "done").open("wb", buffering=0) as done:
+        for length in lengths:
+            vectors.write(_embed(llama_cpp, model, context, tokens[start : start + length]).tobytes())
+            done.write(b".")
+            start += length
+    (folder / "seconds").write_text(repr(time.perf_counter() - started))
+
+
+def _tokenize_all(llama: Any, vocabulary: Any, texts: list[str], limit: int, folder: Path) -> list[int]:
+    lengths = []
+    with (folder / "tokens").open("wb") as tokens:
+        for text in texts:
+            ids = _cut(llama, vocabulary, _tokenize(llama, vocabulary, text), limit)
+            tokens.write(np.array(ids, np.int32).tobytes())
+            lengths.append(len(ids))
+    np.array(lengths, np.int64).tofile(folder / "lengths")
+    return lengths
 
 
 def _context(llama: Any, model: Any, longest: int) -> Any:
@@ -71,12 +91,12 @@ def _cut(llama: Any, vocabulary: Any, ids: list[int], limit: int) -> list[int]:
     return [*ids[: limit - 1], ids[-1]] if ids[-1] in closing else ids[:limit]
 
 
-def _embed(llama: Any, model: Any, context: Any, ids: list[int]) -> Any:
+def _embed(llama: Any, model: Any, context: Any, ids: Any) -> Any:
     batch = llama.llama_batch_init(len(ids), 0, 1)
     try:
         batch.n_tokens = len(ids)
         for position, token in enumerate(ids):
-            batch.token[position] = token
+            batch.token[position] = int(token)
             batch.pos[position] = position
             batch.n_seq_id[position] = 1
             batch.seq_id[position][0] = 0

@@ -1,0 +1,60 @@
+"""How near two sets of vectors are: cosines, neighbours, ranks; on all texts and on like tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from tierexport.errors import ArtifactError
+from tierexport.metrics import cosines, neighbours_kept, similarities
+from tierexport.records import Encoded, Fidelity
+
+EXAMPLES = 3
+
+
+def check_shape(name: str, reference: Encoded, found: Encoded) -> None:
+    """Refuse vectors that can't be this model's. Raises ArtifactError."""
+    if found.vectors.shape != reference.vectors.shape:
+        raise ArtifactError(
+            f"{name}: vectors of {found.vectors.shape[1]} dimensions, where the fp32 model has "
+            f"{reference.vectors.shape[1]}: it is an artifact of another model"
+        )
+    bad = int((~np.isfinite(found.vectors)).any(1).sum())
+    if bad:
+        raise ArtifactError(f"{name}: {bad} of {len(found.vectors)} vectors hold NaN or infinity")
+
+
+def measure(reference: Encoded, found: Encoded, rows: npt.NDArray[np.bool_] | None = None) -> Fidelity:
+    """Fidelity over the texts that `rows` selects, or all. Needs more than ten texts."""
+    chosen = slice(None) if rows is None else rows
+    a, b = np.asarray(reference.vectors[chosen]), np.asarray(found.vectors[chosen])
+    near = cosines(a, b)
+    pairs = np.triu_indices(len(a), 1)
+    return Fidelity(
+        texts=len(a),
+        cos_mean=float(near.mean()),
+        cos_p1=float(np.percentile(near, 1)),
+        cos_min=float(near.min()),
+        top10_retention=neighbours_kept(a, b),
+        rank_correlation=float(stats.spearmanr(similarities(a)[pairs], similarities(b)[pairs]).statistic),
+    )
+
+
+def same_tokens(reference: Encoded, found: Encoded) -> npt.NDArray[np.bool_]:
+    """Whether each text has the same token ids, bool (texts,)."""
+    same: npt.NDArray[np.bool_] = np.equal(reference.lengths, found.lengths)
+    ends = [np.cumsum(each.lengths) for each in (reference, found)]
+    for text in np.flatnonzero(same):
+        length = int(reference.lengths[text])
+        ours, theirs = (each.tokens[end[text] - length : end[text]] for each, end in zip((reference, found), ends, strict=True))
+        same[text] = np.array_equal(ours, theirs)
+    return same
+
+
+def token_examples(texts: Sequence[str], reference: Encoded, found: Encoded, same: npt.NDArray[np.bool_]) -> tuple[str, ...]:
+    """A few texts whose tokens differ, with both lists of ids."""
+    return tuple(
+        f"{texts[text][:60]!r}: {reference.ids(text)[:16]} in the reference, {found.ids(text)[:16]} here"
+        for text in map(int, np.flatnonzero(~same)[:EXAMPLES])
+    )
