@@ -18,6 +18,8 @@ import pytest
 from conftest import RECIPES, ROOT, Built, build, run
 from tierexport.workdir import folder_digests
 
+REPORTS = ("verify.json", "README.md", "report.html")
+
 KILLS = int(os.environ.get("TIEREXPORT_KILLS", "4"))
 """How many kills the test tries; 20 were tried for docs/log.md."""
 
@@ -32,7 +34,16 @@ def tierexport(*arguments: object, **environment: str) -> subprocess.Popen[str]:
 
 def test_an_artifact_folder_holds_what_the_design_says(three_tier: Built) -> None:
     names = {path.name for path in three_tier.folder.iterdir() if not path.name.startswith(".")}
-    assert names == {"manifest.json", "recipe.toml", "imatrix.gguf", "gguf", "torchao", "verify.json", "README.md"}
+    assert names == {
+        "manifest.json",
+        "recipe.toml",
+        "imatrix.gguf",
+        "gguf",
+        "torchao",
+        "verify.json",
+        "README.md",
+        "report.html",
+    }
     card = (three_tier.folder / "README.md").read_text()
     for artifact in three_tier.manifest["artifacts"]:
         assert f"{artifact['bytes']:,}" in card
@@ -65,7 +76,11 @@ def test_the_recipe_inside_builds_the_same_bytes(three_tier: Built, tmp_path: Pa
 
 def lasting(folder: Path) -> dict[str, str]:
     """The digests of an artifact's files but for the reports, which say how fast this run was."""
-    return {name: digest for name, digest in folder_digests(folder).items() if name not in ("verify.json", "README.md")}
+    return {
+        name: digest
+        for name, digest in folder_digests(folder).items()
+        if name not in ("verify.json", "README.md", "report.html")
+    }
 
 
 def test_an_unchanged_build_reuses_its_stages(tiny_recipe: Path) -> None:

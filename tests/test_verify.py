@@ -72,6 +72,11 @@ def test_verify_scores_retrieval_and_rewrites_the_reports(three_tier: Built, tmp
     assert judged["delta"] == pytest.approx(judged["ndcg_at_10"] - judged["reference_ndcg_at_10"])
     assert gguf["sts"]["pairs"] == 3
     assert gguf["texts_per_second"] > 0
+    page = (folder / "report.html").read_text()
+    assert "http://" not in page
+    assert "https://" not in page  # it asks for nothing over the network
+    assert f"{judged['delta']:+.4f} ({judged['ci_low']:+.4f} to {judged['ci_high']:+.4f}" in page
+    assert page.count('class="tier b4"') == 2 * 18
     card = (folder / "README.md").read_text()
     assert f"{judged['ndcg_at_10']:.4f}" in card
     for name in ("gguf", "torchao"):

@@ -25,6 +25,7 @@ from tierexport.plan import make_plan
 from tierexport.progress import stage
 from tierexport.recipe import read_recipe
 from tierexport.records import Artifact, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, Verification, VerifySettings
+from tierexport.report.page import render_page
 from tierexport.source import check_finite, open_source
 from tierexport.verify import Judged, Material, read_material, verify
 from tierexport.workdir import Stages, building, file_digest, stage_key, write_json, write_whole
@@ -113,6 +114,7 @@ def _verify(
 def _write_verification(folder: Path, manifest: dict[str, Any], verification: Verification) -> None:
     write_json(folder / "verify.json", verification.as_json())
     write_whole(folder / "README.md", render_card(manifest, verification))
+    write_whole(folder / "report.html", render_page(manifest, verification))
 
 
 def _manifest(target: Path) -> dict[str, Any] | None:

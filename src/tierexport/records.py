@@ -381,6 +381,7 @@ class Verdict:
     tokens_share: float | None = None
     token_examples: tuple[str, ...] = ()
     fidelity: Fidelity | None = None
+    cosines: tuple[float, ...] = ()
     same_tokens: Fidelity | None = None
     texts_per_second: float | None = None
     reference_texts_per_second: float | None = None

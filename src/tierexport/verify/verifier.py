@@ -171,6 +171,7 @@ def _judge(
         tokens_share=float(same.mean()),
         token_examples=fidelity.token_examples(sentences, reference, ours, same),
         fidelity=fidelity.measure(reference, ours),
+        cosines=tuple(float(each) for each in cosines(np.asarray(reference.vectors), np.asarray(ours.vectors))),
         same_tokens=fidelity.measure(reference, ours, same) if not same.all() and same.sum() > 10 else None,
         texts_per_second=found[largest].texts_per_second,
         reference_texts_per_second=expected[largest].texts_per_second,
