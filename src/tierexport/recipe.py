@@ -153,6 +153,15 @@ def _texts(value: Any) -> tuple[str, ...]:
     return (_text(value),) if isinstance(value, str) else tuple(_text(each) for each in _list(value))
 
 
+def _layers(value: Any) -> tuple[str, ...]:
+    """Layer ranges; a lone layer may be a number, as in `layers = 7`."""
+    return tuple(str(_layer(each)) for each in (_list(value) if isinstance(value, list) else [value]))
+
+
+def _layer(value: Any) -> int | str:
+    return value if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+
+
 def _formats(value: Any) -> tuple[str, ...]:
     return tuple(_one_of(FORMATS)(each) for each in _texts(value))
 
@@ -205,7 +214,7 @@ def _rule(value: Any, path: str, tiers: Mapping[str, Tier]) -> Rule:
     table = _Table(value, path, ("tier", "layers", "roles", "names"))
     rule = Rule(
         tier=table.take("tier", _text, "the name of a tier"),
-        layers=table.get("layers", _texts, 'ranges like "2-4", "7" or "30%-80%"', ()),
+        layers=table.get("layers", _layers, 'ranges like "2-4", "7" or "30%-80%"', ()),
         roles=table.get("roles", _texts, "a list of roles", ()),
         names=table.get("names", _texts, "a list of name patterns with * and ?", ()),
     )
