@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tierexport.encode import check_complete
 from tierexport.errors import InputError, MachineError, SourceError
 from tierexport.records import Source
 from tierexport.shipped import shipped
@@ -105,6 +106,26 @@ def _no_config(model: Path) -> None:
     (model / "config.json").unlink()
 
 
+def _odd_config(model: Path) -> None:
+    (model / "config.json").write_text("[]")
+
+
+def _odd_layers(model: Path) -> None:
+    edit(model / "config.json", lambda config: config.update(num_hidden_layers="two"))
+
+
+def _odd_modules(model: Path) -> None:
+    (model / "modules.json").write_text("[1, 2]")
+
+
+def _missing_shard(model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+
+
+def _escaping_shard(model: Path) -> None:
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model.safetensors"}}')
+
+
 def _broken_config(model: Path) -> None:
     (model / "config.json").write_text("{")
 
@@ -130,6 +151,11 @@ def _other_pooling(model: Path) -> None:
         (_escaping_module, "'../elsewhere' leaves the model's folder"),
         (_no_config, "config.json is missing"),
         (_broken_config, "can't be read as JSON"),
+        (_odd_config, "config.json has to be a JSON object, not list"),
+        (_odd_layers, "states no whole number of layers"),
+        (_odd_modules, "has to be a list of modules"),
+        (_missing_shard, "model-1.safetensors is damaged or cut short"),
+        (_escaping_shard, "leaves the model's folder"),
         (_no_pooling, "pooling is None"),
         (_other_pooling, "pooling is 'weightedmean', which has to be one of"),
     ],
@@ -149,6 +175,14 @@ def test_weights_that_are_no_numbers_are_named(model: Path, value: float) -> Non
     save_file(tensors, model / "model.safetensors")
     with pytest.raises(SourceError, match=f"1 values of {name} are NaN or infinite"):
         check_finite(open_source(str(model)))
+
+
+def test_weights_that_lack_what_the_configuration_promises_are_refused(model: Path) -> None:
+    """Transformers fills such gaps with random numbers, and says so only in a warning."""
+    check_complete(open_source(str(model)))
+    edit(model / "config.json", lambda config: config.update(num_hidden_layers=3))
+    with pytest.raises(SourceError, match=r"promises encoder.layer.2.\S+, which the weights lack \(16 such"):
+        check_complete(open_source(str(model)))
 
 
 # --- a hub, over real HTTP

@@ -49,6 +49,24 @@ def open_model(source: Source, device: str = "cpu") -> "SentenceTransformer":
     return model
 
 
+def check_complete(source: Source) -> None:
+    """Refuse weights that lack what config.json promises: transformers would fill the gap at random.
+
+    A pooler may be absent; no embedding uses it. Raises SourceError naming a tensor that is missing.
+    """
+    import_sentence_transformers()
+    from transformers import AutoModel
+
+    try:
+        _, found = AutoModel.from_pretrained(source.path, output_loading_info=True, local_files_only=True)
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise SourceError(f"{source.path}: transformers can't load this model: {error}") from error
+    if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
+        raise SourceError(
+            f"{source.path}: config.json promises {missing[0]}, which the weights lack ({len(missing)} such tensors)"
+        )
+
+
 def prompt_for(prompts: Mapping[str, str], kind: str) -> str:
     """The prompt a text of kind "query" or "passage" is prefixed with; "" where the model has none."""
     names = {"query": ("query",), "passage": ("document", "passage", "corpus")}[kind]

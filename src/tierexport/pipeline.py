@@ -14,7 +14,7 @@ from tierexport import __version__, archive
 from tierexport.calibrate import measure_importance, texts_digest
 from tierexport.card import render_card
 from tierexport.datasets import calibration_texts
-from tierexport.encode import open_model
+from tierexport.encode import check_complete, open_model
 from tierexport.errors import ArtifactError
 from tierexport.formats import formats_of
 from tierexport.formats.gguf import converted, source_stages, write_gguf
@@ -67,6 +67,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
     with building(out) as work:
         with stage("Checking the weights"):
             check_finite(source)
+            check_complete(source)
         imatrix = importance(made)
         if imatrix.path:
             shutil.copyfile(imatrix.path, work / "imatrix.gguf")

@@ -87,7 +87,7 @@ def open_source(model: str, folder: Path | None = None) -> Source:
     """
     known = describe(model, folder or Path())
     path, revision = _locate(known)
-    config = _read_json(path / "config.json", "every model folder has one")
+    config = _read_object(path / "config.json", "every model folder has one")
     _refuse_remote_code(path, config)
     weights = weight_files(path)
     settings = _sentence_settings(path)
@@ -105,7 +105,7 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         revision=revision,
         digest=value_digest([{file: file_digest(path / file) for file in _digested(path, weights)}, extra]),
         architecture=(config.get("architectures") or [config.get("model_type")])[0],
-        layers=next((int(config[key]) for key in _LAYER_KEYS if key in config), 0),
+        layers=next((config[key] for key in _LAYER_KEYS if isinstance(config.get(key), int)), 0),
         pooling=pooling,
         max_tokens=known.max_tokens or settings.max_tokens,
         prompts={**settings.prompts, **known.prompts},
@@ -113,7 +113,7 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         base_model=known.base_model or (known.source.partition("@")[0] if _HUB_ID.fullmatch(known.source) else None),
     )
     if not source.layers:
-        raise SourceError(f"{model}: config.json states no number of layers ({' or '.join(_LAYER_KEYS)})")
+        raise SourceError(f"{model}: config.json states no whole number of layers ({' or '.join(_LAYER_KEYS)})")
     return source
 
 
@@ -184,10 +184,10 @@ def _sentence_settings(path: Path) -> _SentenceSettings:
     settings = _SentenceSettings()
     for module in modules(path):
         if module["type"].endswith(".Pooling"):
-            settings = replace(settings, pooling=_pooling(_read_json(path / module["path"] / "config.json", "pooling")))
+            settings = replace(settings, pooling=_pooling(_read_object(path / module["path"] / "config.json", "pooling")))
     for name in ("sentence_bert_config.json", "config_sentence_transformers.json"):
         if (path / name).is_file():
-            document = _read_json(path / name, "")
+            document = _read_object(path / name, "")
             prompts = {key: text for key, text in (document.get("prompts") or {}).items() if text}
             settings = replace(
                 settings,
@@ -202,6 +202,8 @@ def modules(path: Path) -> list[dict[str, Any]]:
     if not (path / "modules.json").is_file():
         return []
     listed: list[dict[str, Any]] = _read_json(path / "modules.json", "")
+    if not isinstance(listed, list) or not all(isinstance(module, dict) and "path" in module for module in listed):
+        raise SourceError(f"{path / 'modules.json'} has to be a list of modules, each with a type and a path")
     for module in listed:
         inside = Path(str(module.get("path", "")))
         if inside.is_absolute() or ".." in inside.parts:
@@ -239,6 +241,13 @@ def _card_licence(path: Path) -> str | None:
     return found[1] if found else None
 
 
+def _read_object(path: Path, why: str) -> dict[str, Any]:
+    found = _read_json(path, why)
+    if not isinstance(found, dict):
+        raise SourceError(f"{path} has to be a JSON object, not {type(found).__name__}")
+    return found
+
+
 def _read_json(path: Path, why: str) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
@@ -258,7 +267,7 @@ def weight_files(path: Path) -> list[Path]:
     """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index, "").get("weight_map", {}).values()))
+        names = sorted(set(_read_object(index, "").get("weight_map", {}).values()))
         if outside := [name for name in names if Path(name).name != name]:
             raise SourceError(f"{index}: {outside[0]!r} leaves the model's folder")
         found = [path / name for name in names]
