@@ -37,14 +37,13 @@ def recipe(native: str, model: Path) -> dict[str, object]:
     return {"name": native, "model": str(model), "formats": ["gguf"], "tiers": tiers, "rules": rules}
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path) -> None:
     import_sentence_transformers()
     from transformers import BertConfig, BertModel
 
     shutil.copytree(open_source("all-MiniLM-L6-v2").path, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
     BertModel(BertConfig(vocab_size=30522, **sizes)).save_pretrained(folder)
-    return folder
 
 
 def make_imatrix(model: Path, path: Path) -> None:
@@ -89,7 +88,9 @@ def main() -> None:
     tool = Path(os.environ["TIEREXPORT_TOOLS"]) / "bin" / "llama-quantize"
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TIEREXPORT_CACHE"] = scratch
-        model = make_model(Path(scratch) / "large")
+        model = Path(scratch) / "large"
+        # In a process of its own: children inherit the peak memory of the process that starts them.
+        subprocess.run([sys.executable, __file__, str(model)], check=True, stderr=subprocess.DEVNULL)
         imatrix, mine, theirs = (Path(scratch) / name for name in ("imatrix.gguf", "mine.gguf", "theirs.gguf"))
         make_imatrix(model, imatrix)
         fp32 = converted(open_source(str(model)))
@@ -105,7 +106,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if len(sys.argv) == 2:
+        make_model(Path(sys.argv[1]))
+    elif len(sys.argv) > 2:
         ours(sys.argv[1], *(Path(each) for each in sys.argv[2:5]))
     else:
         main()
