@@ -96,6 +96,27 @@ def test_an_unchanged_build_reuses_its_stages(tiny_recipe: Path) -> None:
     assert after[1] != before[1]
 
 
+def test_a_rebuild_leaves_nothing_of_another_recipe_and_touches_no_old_file(tiny_recipe: Path) -> None:
+    """The folder is cloned by hard links, so a file written in place would change the old artifact."""
+    out, kept = tiny_recipe.parent / "out", tiny_recipe.parent / "kept"
+    build(tiny_recipe, out)
+    shutil.copytree(out, kept, copy_function=os.link)
+    before = folder_digests(kept)
+    build(tiny_recipe, out, "--set", "calibration.count=7", "--set", "description=again")
+    assert (out / "imatrix.gguf").read_bytes() != (kept / "imatrix.gguf").read_bytes()
+    assert folder_digests(kept) == before
+    build(tiny_recipe, out, "--set", 'formats=["torchao"]')
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    assert names == {"manifest.json", "recipe.toml", "torchao", *REPORTS}
+
+
+def test_an_artifact_of_a_local_folder_verifies_again(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tiny_recipe, tiny_recipe.parent / "out", "--set", 'formats=["torchao"]')
+    monkeypatch.chdir("/")
+    done = run("verify", tiny_recipe.parent / "out", "--device", "cpu")
+    assert done.exit_code == 0, done.stderr
+
+
 def test_json_is_one_object_and_nothing_else(tiny_recipe: Path) -> None:
     process = tierexport("build", tiny_recipe, "--out", tiny_recipe.parent / "out", "--json")
     stdout, stderr = process.communicate(timeout=120)

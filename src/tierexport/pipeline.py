@@ -1,7 +1,6 @@
 """The order of the stages. Read this after `records.py`: it is the whole program on one page."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -69,8 +68,9 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
             check_finite(source)
             check_complete(source)
         imatrix = importance(made)
+        _drop_leftovers(work, made)
         if imatrix.path:
-            shutil.copyfile(imatrix.path, work / "imatrix.gguf")
+            write_whole(work / "imatrix.gguf", imatrix.path.read_bytes())
         artifacts = tuple(_EXPORT[fmt.format](fmt, recipe, source, imatrix, Stages(work)) for fmt in made.formats)
         judged = [Judged(artifact.format, artifact.path) for artifact in artifacts]
         verification = _verify(judged, source, material, recipe.verify.gates, DEVICES)
@@ -79,6 +79,13 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         write_json(work / "manifest.json", manifest)
         _write_verification(work, manifest, verification)
     return Build(out, manifest, verification)
+
+
+def _drop_leftovers(work: Path, made: Plan) -> None:
+    """Remove what an earlier build of another recipe left in the folder that this one starts from."""
+    (work / "imatrix.gguf").unlink(missing_ok=True)
+    for name in set(_EXPORT) - {fmt.format for fmt in made.formats}:
+        Stages(work).drop(name)
 
 
 def verify_again(

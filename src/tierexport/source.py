@@ -99,7 +99,7 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         )
     extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
     source = Source(
-        spec=model,
+        spec=known.source if Path(known.source).is_dir() else model,
         name=known.name or _short_name(model),
         path=path,
         revision=revision,

@@ -144,6 +144,11 @@ class Stages:
             write_json(self._record_path(name), {"key": key, "files": folder_digests(target)})
         return target
 
+    def drop(self, name: str) -> None:
+        """Remove a stage and its record, if they are there."""
+        self._record_path(name).unlink(missing_ok=True)
+        _remove(self.root / name)
+
     def _record_path(self, name: str) -> Path:
         return self.root / ".stages" / f"{name}.json"
 

@@ -247,7 +247,7 @@ def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Ima
         "general.license": source.licence,
         "general.source.huggingface.repository": source.base_model,
         "tierexport.recipe": recipe.name,
-        "tierexport.source": source.spec,
+        "tierexport.source": source.base_model or source.name,
         "tierexport.source.revision": source.revision,
         "tierexport.source.digest": source.digest,
         "quantize.imatrix.file": "imatrix.gguf" if imatrix.means else None,
