@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import RECIPES, build, encoded
+from conftest import RECIPES, build, encoded, run
 from tierexport.datasets import BUILTIN
 from tierexport.encode import open_model
+from tierexport.formats.imatrix import read_imatrix
 from tierexport.records import Source
 from tierexport.source import open_source
 
@@ -87,3 +88,58 @@ def test_sharded_safetensors_build_as_one_file(tiny_model: Path, tmp_path: Path)
     whole = build(RECIPES / "int8.toml", tmp_path / "whole", "--set", f"model={tiny_model}", "--set", 'formats=["gguf"]')
     sharded = build(RECIPES / "int8.toml", tmp_path / "parts", "--set", f"model={folder}", "--set", 'formats=["gguf"]')
     assert whole.results["gguf"]["cos_mean"] == sharded.results["gguf"]["cos_mean"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("NomicBert", SIZES),  # its checkpoints fuse what its modules hold apart
+        ("DistilBert", {"dim": 64, "hidden_dim": 256, "n_layers": 2, "n_heads": 2}),
+    ],
+)
+def test_importance_finds_its_tensor_whatever_the_checkpoint_calls_it(
+    name: str, sizes: dict[str, int], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = family(name, sizes, tiny_model, tmp_path / "model")
+    built = build(RECIPES / "four_bit.toml", tmp_path / "out", "--set", f"model={folder}", "--set", 'formats=["gguf"]')
+    assert built.results["gguf"]["cos_mean"] > 0.9
+    means = read_imatrix(tmp_path / "out" / "imatrix.gguf").means
+    crushed = {
+        each["name"] for each in built.artifact("gguf")["tensors"] if each["layer"] is not None and each["role"] != "kept"
+    }
+    assert set(means) == crushed
+
+
+def family(name: str, sizes: dict[str, int], tiny_model: Path, folder: Path) -> Path:
+    """A random model of a family with MiniLM's tokenizer."""
+    import torch
+    import transformers
+
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("model.safetensors", "config.json"))
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(vocab_size=30522, **sizes)
+    getattr(transformers, f"{name}Model")(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_table_that_is_a_kind_of_embedding_is_quantized(tiny_model: Path, tmp_path: Path) -> None:
+    """Gemma scales its token table in a subclass of Embedding: most of the model's parameters."""
+    sizes = {**SIZES, "num_key_value_heads": 1, "head_dim": 32}
+    folder = family("Gemma3Text", sizes, tiny_model, tmp_path / "model")
+    done = run("plan", RECIPES / "int8.toml", "--set", f"model={folder}", "--set", 'formats=["torchao"]', "--json")
+    assert done.exit_code == 0, done.stderr
+    (plan,) = json.loads(done.stdout)["formats"]
+    table = next(each for each in plan["tensors"] if each["name"] == "embed_tokens.weight")
+    assert (table["role"], table["type"]) == ("token_embeddings", "int8")
+
+
+def test_a_module_that_a_gguf_cannot_hold_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import LayerNorm
+
+    model = SentenceTransformer(str(tiny_model), device="cpu")
+    model.append(LayerNorm(64))
+    model.save_pretrained(str(tmp_path / "normed"), create_model_card=False)
+    done = run("plan", RECIPES / "int8.toml", "--set", f"model={tmp_path / 'normed'}")
+    assert done.exit_code == 2
+    assert "has a LayerNorm module, which a GGUF can't hold" in done.stderr

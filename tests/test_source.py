@@ -63,6 +63,21 @@ def test_the_digest_changes_with_any_file_that_can_change_a_vector(model: Path) 
     assert open_source(str(model)).digest != before
 
 
+def test_files_that_are_no_part_of_the_model_are_left_alone(model: Path) -> None:
+    before = open_source(str(model)).digest
+    for name in ("checkpoint-500", "onnx"):
+        (model / name).mkdir()
+        (model / name / "model.safetensors").write_bytes(b"garbage")
+    assert open_source(str(model)).digest == before
+
+
+def test_a_description_that_contradicts_the_files_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.toml").write_text('source = "../model"\npooling = "cls"\n')
+    with pytest.raises(SourceError, match="its description says cls pooling, its own files mean"):
+        open_source("mine", tmp_path)
+
+
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(SourceError, match="did you mean 'all-MiniLM-L6-v2'"):
         open_source("all-MiniLM-L6")
@@ -106,6 +121,27 @@ def _no_config(model: Path) -> None:
     (model / "config.json").unlink()
 
 
+def _no_tokenizer(model: Path) -> None:
+    for name in ("tokenizer.json", "vocab.txt"):
+        (model / name).unlink()
+
+
+def _two_poolings(model: Path) -> None:
+    pooling = {"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}
+    (model / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+def _empty_index(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+
+
+def _quantized_already(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    tensors["encoder.layer.1.output.dense.weight"] = tensors["encoder.layer.1.output.dense.weight"].astype(np.int8)
+    save_file(tensors, model / "model.safetensors")
+
+
 def _odd_config(model: Path) -> None:
     (model / "config.json").write_text("[]")
 
@@ -119,10 +155,12 @@ def _odd_modules(model: Path) -> None:
 
 
 def _missing_shard(model: Path) -> None:
+    (model / "model.safetensors").unlink()
     (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
 
 
 def _escaping_shard(model: Path) -> None:
+    (model / "model.safetensors").unlink()
     (model / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model.safetensors"}}')
 
 
@@ -151,6 +189,10 @@ def _other_pooling(model: Path) -> None:
         (_escaping_module, "'../elsewhere' leaves the model's folder"),
         (_no_config, "config.json is missing"),
         (_broken_config, "can't be read as JSON"),
+        (_no_tokenizer, "has no tokenizer"),
+        (_two_poolings, "pooling is 'pooling_mode_mean_tokens and pooling_mode_max_tokens'"),
+        (_empty_index, "weight_map has to name a file for each tensor"),
+        (_quantized_already, "is torch.int8: the model is quantized already"),
         (_odd_config, "config.json has to be a JSON object, not list"),
         (_odd_layers, "states no whole number of layers"),
         (_odd_modules, "has to be a list of modules"),
@@ -164,7 +206,7 @@ def _other_pooling(model: Path) -> None:
 def test_a_folder_that_cannot_be_used_is_refused(model: Path, spoil: Callable[[Path], None], message: str) -> None:
     spoil(model)
     with pytest.raises(InputError, match=message):
-        open_source(str(model))
+        check_finite(open_source(str(model)))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -14,6 +14,8 @@ from tierexport import __version__
 from tierexport.errors import TierexportError
 
 EXIT_GATE_FAILED = 1
+EXIT_UNEXPECTED = 70
+"""EX_SOFTWARE of sysexits.h: a mistake of tierexport's own, not of its user's."""
 
 
 class Group(click.Group):
@@ -28,6 +30,11 @@ class Group(click.Group):
                 raise
             click.echo(f"tierexport: {error}", err=True)
             ctx.exit(error.exit_code)
+        except Exception as error:
+            if ctx.params.get("debug") or isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
+                raise
+            click.echo(f"tierexport: unexpected {type(error).__name__}: {error} (--debug shows where)", err=True)
+            ctx.exit(EXIT_UNEXPECTED)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,7 +82,8 @@ def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], as_json: b
     if as_json:
         _print_json({"out": str(made.out), "manifest": made.manifest, **made.verification.as_json()})
     else:
-        _print(tables.sizes_table(made.manifest), *tables.verification_tables(made.verification), f"written to {made.out}")
+        _print(tables.sizes_table(made.manifest), *tables.verification_tables(made.verification))
+        click.echo(f"written to {made.out}")
     _exit_with(made.verification)
 
 
@@ -106,7 +114,7 @@ def verify(target: Path, model: str | None, data: tuple[str, ...], sts: str | No
 def _exit_with(found: Any) -> None:
     """Say why each artifact was not verified, and exit 1 when that is a failure."""
     for verdict in found.verdicts:
-        if verdict.reason:
+        if verdict.status == "failed":
             click.echo(f"tierexport: {verdict.format} on {verdict.device}: {verdict.status}: {verdict.reason}", err=True)
         for example in verdict.token_examples:
             click.echo(f"tierexport: {verdict.format} on {verdict.device}: other tokens: {example}", err=True)

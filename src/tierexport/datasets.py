@@ -27,7 +27,7 @@ def calibration_texts(name: str, count: int, folder: Path) -> list[Text]:
     folder come passages, every fourth text being a query. Texts are taken at even distances, so
     the choice is the same every time. Raises DataError when there are none.
     """
-    texts = list(_texts(name, folder))
+    texts = [text for text in _texts(name, folder) if text.text]
     if not texts:
         raise DataError(f"calibration.texts = {name!r} holds no text: calibration needs some")
     return spread(texts, count)
@@ -46,7 +46,7 @@ def _texts(name: str, folder: Path) -> Iterator[Text]:
         yield from _beir_texts(path)
     elif not path.is_file():
         raise DataError(f"calibration.texts = {name!r}: there is no such file or folder ({path})")
-    elif ".jsonl" in path.suffixes:
+    elif ".jsonl" in [suffix.lower() for suffix in path.suffixes]:
         yield from (_text(record, path) for record in read_jsonl(path))
     else:
         yield from (Text(line.strip(), "passage") for line in _lines(path) if line.strip())
@@ -54,7 +54,8 @@ def _texts(name: str, folder: Path) -> Iterator[Text]:
 
 def _beir_texts(folder: Path) -> Iterator[Text]:
     passages = [_text(record, folder) for record in read_jsonl(_beir_file(folder, "corpus.jsonl"))]
-    queries = [Text(str(record["text"]), "query") for record in read_jsonl(_beir_file(folder, "queries.jsonl"))]
+    found = (_text(record, folder).text for record in read_jsonl(_beir_file(folder, "queries.jsonl")))
+    queries = [Text(text, "query") for text in found]
     queries = spread(queries, max(len(passages) // 3, 1))
     for index, passage in enumerate(passages):
         yield passage

@@ -47,10 +47,9 @@ def _package(name: str) -> Finding:
 
 
 def _llama_cpp() -> Iterator[Finding]:
-    try:
-        yield Finding("llama.cpp's converter", str(archive.converter()), True)
-    except MachineError as error:
-        yield Finding("llama.cpp's converter", "absent", False, str(error))
+    unpacked = cache_dir() / f"converter-{archive.pin().version}"
+    found = str(unpacked) if unpacked.is_dir() else f"not yet here: {archive.pin()} is fetched at first use"
+    yield Finding("llama.cpp's converter", found, True)
     from tierexport.formats import ggml
 
     try:

@@ -32,6 +32,7 @@ def open_model(source: Source, device: str = "cpu") -> "SentenceTransformer":
     st = import_sentence_transformers()
     import torch
 
+    torch.manual_seed(0)  # a pooler that the weights lack is drawn at random, the same every time
     options = {"model_kwargs": {"dtype": torch.float32}, "device": device, "local_files_only": True}
     try:
         if modules(source.path):

@@ -32,8 +32,8 @@ from tierexport.workdir import Stages, building, file_digest, stage_key, write_j
 DEVICES = ("cpu", "cuda")
 """Where artifacts are verified; a device that is not there is reported as not run."""
 
-NEEDS_IMPORTANCE_BELOW = 8
-"""Bits from which on ggml ignores importance: Q8_0 and the float types are the same without."""
+BLIND_TO_IMPORTANCE = ("F32", "F16", "Q8_0")
+"""Types that come out the same with importance and without."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def importance(made: Plan) -> Imatrix:
     """The imatrix a plan needs: the one its recipe names, or one measured now (or before)."""
     gguf = next((fmt for fmt in made.formats if fmt.format == "gguf"), None)
     settings = made.recipe.calibration
-    if gguf is None or all(row.tier.bits >= NEEDS_IMPORTANCE_BELOW for row in gguf.rows):
+    if gguf is None or all(row.type in BLIND_TO_IMPORTANCE for row in gguf.rows):
         return Imatrix({}, "", 0)
     if settings.imatrix:
         imatrix = read_imatrix(made.recipe.folder / Path(settings.imatrix).expanduser())

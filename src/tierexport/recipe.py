@@ -41,7 +41,25 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     document = load_document(path)
     for override in overrides:
         _override(document, override)
+    _settle_paths(document, [override.partition("=")[0] for override in overrides])
     return parse_recipe(document, _found(path).parent)
+
+
+PATH_KEYS = ("model", "calibration.texts", "calibration.imatrix", "verify.data", "verify.sts")
+"""Keys whose value may be a path: in a recipe relative to it, in --set relative to the working directory."""
+
+
+def _settle_paths(document: dict[str, Any], overridden: Sequence[str]) -> None:
+    for key in set(PATH_KEYS) & set(overridden):
+        *parents, last = key.split(".")
+        place: Any = document
+        for part in parents:
+            place = place[part]
+        place[last] = [_settled(each) for each in place[last]] if isinstance(place[last], list) else _settled(place[last])
+
+
+def _settled(value: Any) -> Any:
+    return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
 
 
 def load_document(path: Path) -> dict[str, Any]:
@@ -134,6 +152,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _name(value: Any) -> str:
+    if not re.fullmatch(r"(?!\.)[\w.-]{1,100}", _text(value)):
+        raise ValueError
+    return str(value)
+
+
 def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError
@@ -163,7 +187,7 @@ def _layer(value: Any) -> int | str:
 
 
 def _formats(value: Any) -> tuple[str, ...]:
-    return tuple(_one_of(FORMATS)(each) for each in _texts(value))
+    return tuple(dict.fromkeys(_one_of(FORMATS)(each) for each in _texts(value)))
 
 
 def _list(value: Any) -> list[Any]:
@@ -181,7 +205,7 @@ def parse_recipe(document: Mapping[str, Any], folder: Path) -> Recipe:
     tiers = {name: _tier(name, value) for name, value in table.take("tiers", dict, "a table of tiers").items()}
     rules = table.take("rules", _list, "a list of [[rules]]")
     recipe = Recipe(
-        name=table.take("name", _text, "a text"),
+        name=table.take("name", _name, "letters, digits, . _ - only, at most 100, for it names files"),
         description=table.get("description", _text, "a text", ""),
         model=table.take("model", _text, "a folder, ORG/NAME, pypi:PACKAGE or a name in models/"),
         tiers=tiers,

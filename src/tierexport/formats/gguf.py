@@ -47,6 +47,10 @@ _FILE_TYPES = {"F32": "ALL_F32", **{f"Q{bits}_K": f"MOSTLY_Q{bits}_K_M" for bits
 """`general.file_type` (enum llama_ftype) of the type that most parameters have, where it is not MOSTLY_TYPE."""
 
 
+POOLED_BY_LLAMA_CPP = ("Transformer", "Pooling", "Normalize", "Dense")
+"""sentence-transformers modules that llama.cpp has a counterpart of (for Dense: of some models)."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """What the official converter makes of a model: its architecture and its tensors."""
@@ -63,6 +67,9 @@ class GgufFormat:
     def tensors(self, source: Source) -> tuple[Tensor, ...]:
         """What the converter would write. Raises PlanError when llama.cpp can't hold the model."""
         layout = read_layout(source)
+        kinds = [module["type"].rpartition(".")[2] for module in modules(source.path)]
+        if foreign := [kind for kind in kinds if kind not in POOLED_BY_LLAMA_CPP]:
+            raise PlanError(f"{source.name} has a {foreign[0]} module, which a GGUF can't hold. {_OTHER_FORMAT}")
         heads = [module["type"] for module in modules(source.path) if module["type"].endswith(".Dense")]
         if heads and not any(tensor.name.startswith("dense_") for tensor in layout.tensors):
             raise PlanError(

@@ -13,23 +13,30 @@ import numpy as np
 from tierexport.calibrate import floored
 from tierexport.errors import CalibrationError
 from tierexport.records import Floats, Imatrix, Importance, Tensor
+from tierexport.roles import KEPT_ROLE, gguf_name
 
 CHUNK_TOKENS = 512
 """llama-imatrix counts its texts in chunks of this many tokens, and the file has to name a size."""
 
 
 def write_imatrix(importance: Importance, tensors: Iterable[Tensor], path: Path) -> None:
-    """Write what was measured under the GGUF names of the tensors it was measured for."""
+    """Write what was measured under the GGUF names of the tensors it was measured for.
+
+    Raises CalibrationError for a matrix of a layer that no measurement belongs to.
+    """
     writer = gguf.GGUFWriter(path, arch="")
     writer.kv_data[0].clear()  # an imatrix has no architecture
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", [importance.dataset])
     writer.add_uint32("imatrix.chunk_count", importance.texts)
     writer.add_uint32("imatrix.chunk_size", CHUNK_TOKENS)
+    measured = {gguf_name(name): name for name in importance.sums}
     for tensor in sorted(tensors, key=lambda each: each.name):
-        source = next((name for name in tensor.sources if name in importance.sums), None)
+        source = next((measured[name] for name in _same_input(tensor.name) if name in measured), None)
         if source is None:
-            continue
+            if tensor.layer is None or tensor.role == KEPT_ROLE:
+                continue
+            raise CalibrationError(f"no Linear of the model was seen to be {tensor.name}: give an imatrix made elsewhere")
         count = float(importance.counts[source])
         means = floored((importance.sums[source] / count).astype(np.float32))
         writer.add_tensor(f"{tensor.name}.in_sum2", (means * count).astype(np.float32).reshape(1, -1))
@@ -38,6 +45,20 @@ def write_imatrix(importance: Importance, tensors: Iterable[Tensor], path: Path)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+_SAME_INPUT = {"attn_qkv": "attn_q", "attn_q": "attn_qkv", "attn_k": "attn_qkv", "attn_v": "attn_qkv", "ffn_gate": "ffn_up"}
+"""Matrices that a module tree may hold fused where the file has them apart, or the other way round."""
+
+
+def _same_input(name: str) -> tuple[str, ...]:
+    """The GGUF names under which the input of a tensor may have been measured.
+
+    A checkpoint's names are no help: transformers renames some when it loads them.
+    """
+    base = name.removesuffix(".weight").rpartition(".")[2]
+    other = _SAME_INPUT.get(base)
+    return (name, name.replace(base, other)) if other else (name,)
 
 
 def read_imatrix(path: Path) -> Imatrix:
@@ -88,6 +109,6 @@ def check_fits(imatrix: Imatrix, tensors: Iterable[Tensor]) -> None:
             )
         if not np.isfinite(means).all() or (means < 0).any():
             raise CalibrationError(f"{imatrix.path}: {name} holds values that no sum of squares can have")
-    matrices = [tensor.name for tensor in named.values() if tensor.layer is not None and tensor.role != "kept"]
+    matrices = [tensor.name for tensor in named.values() if tensor.layer is not None and tensor.role != KEPT_ROLE]
     if missing := [name for name in matrices if name not in imatrix.means]:
         raise CalibrationError(f"{imatrix.path} has no entry for {missing[0]}: it is another model's, or incomplete")

@@ -18,6 +18,7 @@ from tierexport.errors import ArtifactError, MachineError, PlanError, SourceErro
 from tierexport.libraries import import_sentence_transformers
 from tierexport.records import FormatPlan, Source, Tensor, Tier, TorchaoSettings
 from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
+from tierexport.source import module_weights
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ class TorchaoFormat:
         Raises SourceError when transformers does not know the architecture.
         """
         found = [_tensor(name, shape, kind) for name, (shape, kind) in _module_tree(source.path).items()]
-        for file in sorted(source.path.glob("*/model.safetensors")):
+        for file in module_weights(source.path):
             with safe_open(file, framework="np") as opened:
                 for name in opened.keys():  # noqa: SIM118  # not a dict
                     shape = tuple(opened.get_slice(name).get_shape())
@@ -109,11 +110,13 @@ def _module_tree(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     except (ValueError, OSError, KeyError) as error:
         raise SourceError(f"transformers does not know the architecture of {path}: {error}") from error
     kinds = {torch.nn.Linear: "linear", torch.nn.Embedding: "embedding"}
-    modules = dict(model.named_modules())
-    return {
-        name: (tuple(tensor.shape), kinds.get(type(modules[name.rpartition(".")[0]]), "other"))
-        for name, tensor in model.state_dict().items()
-    }
+    found = dict(model.named_modules())
+
+    def kind(name: str) -> str:
+        module = found[name.rpartition(".")[0]]
+        return next((kind for base, kind in kinds.items() if isinstance(module, base)), "other")
+
+    return {name: (tuple(tensor.shape), kind(name)) for name, tensor in model.state_dict().items()}
 
 
 def _tensor(name: str, shape: tuple[int, ...], kind: str) -> Tensor:

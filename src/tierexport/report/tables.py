@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from tierexport.inspection import Inspection
@@ -138,10 +139,10 @@ def _gates_table(found: Verification) -> Table:
 def inspection_parts(found: Inspection) -> Iterator[Table | str]:
     """What `inspect` shows of one artifact: the map of types by layer, metadata, warnings."""
     sizes = f"{found.bytes:,} bytes, {found.parameters:,} parameters, {found.stored_bits:.2f} stored bits"
-    yield _layer_map(f"{found.path}\n{found.format}: {sizes}", found.tensors)
+    yield _layer_map(escape(f"{found.path}\n{found.format}: {sizes}"), found.tensors)
     for key, value in found.metadata.items():
         if not isinstance(value, list) and not key.startswith("general.dataset."):
-            yield f"  {key} = {value}"
+            yield escape(f"  {key} = {value}")
     for warning in found.warnings:
         yield f"  [yellow]warning:[/] {warning}"
 

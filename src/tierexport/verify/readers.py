@@ -39,8 +39,9 @@ def read_gguf(path: Path, texts: Sequence[str], max_tokens: int, folder: Path, g
 
 def _failure(path: Path, texts: Sequence[str], folder: Path, code: int | None, log: str) -> str:
     how = "hung" if code is None else f"was killed by signal {-code}" if code < 0 else "failed"
-    last = next((line for line in reversed(log.splitlines()) if line.strip()), "it said nothing")
-    return f"{path.name}: llama.cpp {how}{_where(texts, folder)}: {last}"
+    lines = [line for line in log.splitlines() if line.strip()] or ["it said nothing"]
+    told = [line for line in lines if "error" in line.lower()][-1:] + lines[-1:]
+    return f"{path.name}: llama.cpp {how}{_where(texts, folder)}: {'; '.join(dict.fromkeys(told))}"
 
 
 def _where(texts: Sequence[str], folder: Path) -> str:
