@@ -67,14 +67,19 @@ _CANT_WRITE = (
 )
 
 
+def tells_of_full_disk(text: str) -> bool:
+    """Whether an error's text means a full disk: numpy's have no number, a log has only text."""
+    signs = ("No space left", "File too large", " requested and ", "Not enough free space")
+    return any(sign in text for sign in signs)
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Turn the errors of a full disk or a forbidden folder into a MachineError that names `target`."""
     try:
         yield
     except OSError as error:
-        short = error.errno is None and " requested and " in str(error)  # numpy's short write has no number
-        if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if tells_of_full_disk(str(error)) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MachineError(f"no space left while writing {target}: free some and run again") from error
         if error.errno in _CANT_WRITE:
             raise MachineError(f"can't write {target}: {error.strerror}; choose another folder") from error

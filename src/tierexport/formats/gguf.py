@@ -24,7 +24,7 @@ from tierexport.records import FormatPlan, Imatrix, PlannedTensor, Recipe, Sourc
 from tierexport.roles import role_and_layer
 from tierexport.shipped import shipped
 from tierexport.source import modules
-from tierexport.workdir import Stages, cache_dir, file_digest, stage_key
+from tierexport.workdir import Stages, cache_dir, file_digest, stage_key, tells_of_full_disk
 
 CONVERT_SECONDS = 3600
 
@@ -178,8 +178,9 @@ def _run_converter(source: Source, out: Path, outfile: str | None) -> None:
 
 
 def _converter_error(source: Source, log: str, code: int) -> Exception:
-    last = next((line for line in reversed(log.splitlines()) if line.strip()), f"it ended with code {code}")
-    if any(sign in log for sign in ("No space left", "File too large", " requested and ")):
+    told = [line for line in log.splitlines() if line.strip() and not line.startswith("Writing:")]
+    last = told[-1] if told else f"it ended with code {code}"
+    if tells_of_full_disk(log):
         return MachineError(f"no space left while converting {source.name}: free some and run again")
     if code < 0:
         return MachineError(f"the converter was killed by signal {-code} on {source.name}: is there too little memory?")
