@@ -85,7 +85,6 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     tensors = {name: info for shard in model.gguf_writer.tensors for name, info in shard.items()}
     return {
         "architecture": gguf.MODEL_ARCH_NAMES[model.model_arch],
-        "layers": model.block_count,
         "tensors": [
             {"name": name, "shape": [int(size) for size in info.shape], "sources": made_of.get(name, [])}
             for name, info in tensors.items()
