@@ -103,7 +103,7 @@ def verify(target: Path, model: str | None, data: tuple[str, ...], sts: str | No
     devices = device.split(",")
     if unknown := set(devices) - set(pipeline.DEVICES):
         raise click.BadParameter(f"{sorted(unknown)[0]!r} is not among {', '.join(pipeline.DEVICES)}", param_hint="--device")
-    _, found = pipeline.verify_again(target, model, VerifySettings(data, sts), devices)
+    found = pipeline.verify_again(target, model, VerifySettings(data, sts), devices)
     if as_json:
         _print_json(found.as_json())
     else:

@@ -1,4 +1,4 @@
-"""The fp32 reference: the source model as sentence-transformers runs it, in faster batches.
+"""The fp32 reference: the source model as sentence-transformers runs it, in batches of like length.
 
 Pooling, prompts, truncation, Dense heads and normalisation are sentence-transformers' own, so a
 vector here differs from its `encode` by rounding alone.
@@ -24,7 +24,7 @@ BLOCK_TEXTS = 4096
 """Texts that are tokenized and sorted by length together."""
 
 BATCH_TOKENS = 2048
-"""Padded tokens per batch: on CPU larger batches were slower (docs/log.md)."""
+"""Padded tokens per batch, so that short texts share one and long ones don't fill the memory."""
 
 
 def open_model(source: Source, device: str = "cpu") -> "SentenceTransformer":

@@ -88,9 +88,7 @@ def _drop_leftovers(work: Path, made: Plan) -> None:
         Stages(work).drop(name)
 
 
-def verify_again(
-    target: Path, model: str | None, settings: VerifySettings, devices: Sequence[str]
-) -> tuple[list[Judged], Verification]:
+def verify_again(target: Path, model: str | None, settings: VerifySettings, devices: Sequence[str]) -> Verification:
     """Verify an artifact folder, or anybody's GGUF or torchao folder, against an fp32 model.
 
     Of a folder that `build` made, model and gates are known, and its reports are written anew; for
@@ -109,7 +107,7 @@ def verify_again(
         manifest["verified"] = verification.passed
         write_json(target / "manifest.json", manifest)
         _write_verification(target, manifest, verification)
-    return judged, verification
+    return verification
 
 
 def _verify(

@@ -21,6 +21,7 @@ from tierexport.records import (
 )
 from tierexport.roles import GROUPS, ROLES, expand
 from tierexport.shipped import shipped
+from tierexport.source import FILE_NAME
 
 FORMATS = ("gguf", "torchao")
 BITS = (2, 3, 4, 5, 6, 8, 16, 32)
@@ -153,7 +154,7 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    if not re.fullmatch(r"(?!\.)[\w.-]{1,100}", _text(value)):
+    if not re.fullmatch(FILE_NAME, _text(value)):
         raise ValueError
     return str(value)
 
