@@ -1,9 +1,13 @@
 """The GGUF: byte for byte what llama-quantize writes, opened by every program that will open it."""
 
 import json
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -156,6 +160,38 @@ def test_a_damaged_file_is_reported_not_crashed_on(f16: Built, tmp_path: Path) -
 def test_a_text_beyond_the_context_is_reported(f16: Built, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="a text has 602 tokens, but the model was trained for 512"):
         read_gguf(f16.folder / f16.artifact("gguf")["path"], ["river " * 600], 1000, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"), [(signal.SIGKILL, "was killed by signal 9"), (signal.SIGSTOP, "hung")], ids=["dies", "hangs"]
+)
+def test_a_worker_that_dies_or_hangs_half_way_is_reported_with_its_text(
+    f16: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, told: str
+) -> None:
+    monkeypatch.setattr("tierexport.verify.readers.STALLED_SECONDS", 2)
+    texts = [f"text {number} " + "about rivers " * 100 for number in range(400)]
+    workers = []
+
+    class Watched(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            workers.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Watched)
+
+    def harm() -> None:
+        while not (tmp_path / "done").is_file() or (tmp_path / "done").stat().st_size < 5:
+            time.sleep(0.01)
+        workers[0].send_signal(sent)
+
+    harming = threading.Thread(target=harm)
+    harming.start()
+    with pytest.raises(ArtifactError) as failed:
+        read_gguf(f16.folder / f16.artifact("gguf")["path"], texts, 256, tmp_path)
+    harming.join()
+    done = (tmp_path / "done").stat().st_size
+    assert 5 <= done < 400
+    assert f"llama.cpp {told} at text {done + 1} of 400 ('text {done} about rivers" in str(failed.value)
 
 
 def test_an_architecture_that_llama_cpp_lacks_leaves_torchao(tmp_path: Path, minilm: Source) -> None:

@@ -1,8 +1,8 @@
 """Encodes texts through llama.cpp, in a process that may die: `python -m … JOB.json`.
 
-The job names a GGUF, texts, the tokens at which they are cut, whether the GPU is to be used, and a
-folder. Written there are the files of `encode.VectorStore`, and `done`, a byte for each text, so that
-the parent knows at which one the process died.
+The job names a GGUF, a file with a JSON string for each text, the tokens at which texts are cut,
+whether the GPU is to be used, and a folder. Written there are the files of `encode.VectorStore`, and
+`done`, a byte for each text, so that the parent knows at which one the process died.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def main(job_file: str) -> None:
     if not model:
         raise SystemExit(f"llama.cpp can't load {job['path']}")
     started = time.perf_counter()
-    lengths = _tokenize_all(llama_cpp, llama_cpp.llama_model_get_vocab(model), job["texts"], job["max_tokens"], folder)
+    with Path(job["texts"]).open(encoding="utf-8") as texts:
+        lengths = _tokenize_all(llama_cpp, llama_cpp.llama_model_get_vocab(model), texts, job["max_tokens"], folder)
     context = _context(llama_cpp, model, max(lengths, default=1))
     tokens = np.memmap(folder / "tokens", np.int32, mode="r")
     start = 0
@@ -44,11 +46,11 @@ def main(job_file: str) -> None:
     (folder / "seconds").write_text(repr(time.perf_counter() - started))
 
 
-def _tokenize_all(llama: Any, vocabulary: Any, texts: list[str], limit: int, folder: Path) -> list[int]:
+def _tokenize_all(llama: Any, vocabulary: Any, texts: Iterable[str], limit: int, folder: Path) -> list[int]:
     lengths = []
     with (folder / "tokens").open("wb") as tokens:
         for text in texts:
-            ids = _cut(llama, vocabulary, _tokenize(llama, vocabulary, text), limit)
+            ids = _cut(llama, vocabulary, _tokenize(llama, vocabulary, json.loads(text)), limit)
             tokens.write(np.array(ids, np.int32).tobytes())
             lengths.append(len(ids))
     np.array(lengths, np.int64).tofile(folder / "lengths")

@@ -12,29 +12,45 @@ from tierexport.errors import ArtifactError
 from tierexport.formats.torchao import load
 from tierexport.records import Encoded
 
-SECONDS_PER_TEXT = 60
+STALLED_SECONDS = 600
+"""A worker that has written nothing for so long hangs: no single text takes that."""
 
 
-def read_gguf(path: Path, texts: Sequence[str], max_tokens: int, folder: Path, gpu: bool = False) -> Encoded:
+def read_gguf(path: Path, texts: Sequence[str], max_tokens: int, folder: Path, prompt: str = "", gpu: bool = False) -> Encoded:
     """Encode through llama.cpp in a process of its own; what it writes lies in `folder`.
 
-    Texts carry their prompts; they are cut at `max_tokens`. Raises ArtifactError, saying at which
-    text, when that process fails, dies or hangs.
+    Texts, each prefixed with `prompt`, are cut at `max_tokens`. Raises ArtifactError, saying at
+    which text, when that process fails, dies or hangs.
     """
-    request = {"path": str(path), "texts": list(texts), "max_tokens": max_tokens, "folder": str(folder), "gpu": gpu}
     with tempfile.TemporaryDirectory() as scratch:
         job, log = Path(scratch) / "job.json", Path(scratch) / "log"
-        job.write_text(json.dumps(request), "utf-8")
-        command = [sys.executable, "-m", "tierexport.verify.llama_worker", str(job)]
-        with log.open("wb") as output:
-            try:
-                limit = 60 + SECONDS_PER_TEXT * len(texts)
-                code = subprocess.run(command, stdout=output, stderr=output, timeout=limit, check=False).returncode
-            except subprocess.TimeoutExpired:
-                code = None
+        with (Path(scratch) / "texts.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(prompt + text) + "\n" for text in texts)
+        job.write_text(
+            json.dumps({"path": str(path), "texts": file.name, "max_tokens": max_tokens, "folder": str(folder), "gpu": gpu}),
+            "utf-8",
+        )
+        code = _run_worker(job, folder, log)
         if code != 0:
             raise ArtifactError(_failure(path, texts, folder, code, log.read_text("utf-8", "replace")))
     return open_encoded(folder)
+
+
+def _run_worker(job: Path, folder: Path, log: Path) -> int | None:
+    """The worker's exit status, or None where it stopped writing and was killed."""
+    command = [sys.executable, "-m", "tierexport.verify.llama_worker", str(job)]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as worker:
+        written = -1
+        try:
+            while True:
+                try:
+                    return worker.wait(STALLED_SECONDS)
+                except subprocess.TimeoutExpired:
+                    before, written = written, sum(file.stat().st_size for file in folder.iterdir())
+                    if written == before:
+                        return None
+        finally:
+            worker.kill()
 
 
 def _failure(path: Path, texts: Sequence[str], folder: Path, code: int | None, log: str) -> str:

@@ -150,7 +150,7 @@ def _encode(artifact: Judged, device: str, reference: _Reference, name: str, kin
 
     def make(folder: Path) -> Encoded:
         if artifact.format == "gguf":
-            return read_gguf(artifact.path, [prompt + text for text in texts], limit, folder, gpu=device == "cuda")
+            return read_gguf(artifact.path, texts, limit, folder, prompt, gpu=device == "cuda")
         return read_torchao(artifact.path, texts, prompt, device, VectorStore(folder))
 
     return _kept([artifact.digest, device, limit, prompt, texts], make)
