@@ -10,8 +10,8 @@ from conftest import ROOT
 PACKAGE = ROOT / "src" / "tierexport"
 
 LAYERS = [
-    {"records", "errors"},
-    {"source", "roles", "datasets", "metrics", "workdir", "shipped", "archive", "libraries", "progress"},
+    {"records", "verdicts", "errors"},
+    {"source", "artifact", "roles", "datasets", "metrics", "workdir", "shipped", "archive", "libraries", "progress"},
     {"recipe", "plan", "encode"},
     {"calibrate", "formats"},
     {"verify", "inspection"},

@@ -13,7 +13,8 @@ from sklearn.metrics import ndcg_score
 from tierexport.datasets import BUILTIN, read_beir
 from tierexport.errors import DataError
 from tierexport.records import Floats, RetrievalSet
-from tierexport.verify.retrieval import difference, score, top_documents
+from tierexport.verify.intervals import difference
+from tierexport.verify.retrieval import score, top_documents
 
 RNG = np.random.default_rng(3)
 

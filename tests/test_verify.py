@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sentence_transformers import SentenceTransformer
+from transformers import BertConfig, BertModel
 
 from conftest import RECIPES, Built, build, encoded, run
 from tierexport.datasets import BUILTIN, read_beir, read_sts, screen
 from tierexport.encode import VectorStore, length_sorted, open_model
 from tierexport.errors import DataError
-from tierexport.records import Encoded, Fidelity, Gate, Source, Verdict
+from tierexport.records import Encoded, Gate, RetrievalSet, Source
+from tierexport.verdicts import Fidelity, Verdict
 from tierexport.verify import gates
 from tierexport.verify.fidelity import measure, same_tokens, token_examples
+from tierexport.verify.intervals import correlation_interval, mean_interval
+from tierexport.verify.retrieval import Vectors, judge, score
 
 RETRIEVAL = BUILTIN / "retrieval"
 
@@ -71,7 +77,9 @@ def test_verify_scores_retrieval_and_rewrites_the_reports(three_tier: Built, tmp
     assert judged["delta"] == pytest.approx(np.mean(judged["deltas"]))
     assert judged["delta"] == pytest.approx(judged["ndcg_at_10"] - judged["reference_ndcg_at_10"])
     assert gguf["sts"]["pairs"] == 3
-    assert gguf["texts_per_second"] > 0
+    assert gguf["sts"]["ci_low"] <= gguf["sts"]["delta"] <= gguf["sts"]["ci_high"]
+    assert gguf["cos_mean_ci"][0] < gguf["cos_mean"] < gguf["cos_mean_ci"][1]
+    assert gguf["top10_ci"][0] < gguf["top10_retention"] < gguf["top10_ci"][1]
     page = (folder / "report.html").read_text()
     assert "http://" not in page
     assert "https://" not in page  # it asks for nothing over the network
@@ -79,6 +87,8 @@ def test_verify_scores_retrieval_and_rewrites_the_reports(three_tier: Built, tmp
     assert page.count('class="tier b4"') == 2 * 18
     card = (folder / "README.md").read_text()
     assert f"{judged['ndcg_at_10']:.4f}" in card
+    ours, fp32 = gguf["texts_per_second"], gguf["reference_texts_per_second"]
+    assert f"- gguf on cpu: {ours:.0f} texts/s, fp32 {fp32:.0f} in the same run ({ours / fp32:.2f} ×)" in card
     for name in ("gguf", "torchao"):
         assert by_place[name, "cuda"]["status"] in ("not run", "ok")
 
@@ -105,15 +115,84 @@ def test_an_artifact_of_another_model_is_refused(three_tier: Built, tiny_model: 
     assert "vectors of 384 dimensions, where the fp32 model has 64" in foreign.stderr
 
 
-def test_a_harmed_gguf_is_an_error_and_no_traceback(three_tier: Built, tmp_path: Path) -> None:
-    """Its header is overwritten in part."""
-    folder = Path(shutil.copytree(three_tier.folder, tmp_path / "harmed"))
-    path = folder / three_tier.artifact("gguf")["path"]
-    raw = path.read_bytes()
-    path.write_bytes(raw[:200] + b"\xff" * 64 + raw[264:])
-    done = run("verify", folder, "--device", "cpu", "--json")
-    assert done.exit_code in (1, 2)
+def judged_after(folder: Path, *options: str | Path) -> tuple[int, dict[str, dict[str, Any]], str]:
+    """Verify on CPU: exit code, results by format, stderr."""
+    done = run("verify", folder, "--device", "cpu", "--json", *options)
     assert "Traceback" not in done.stderr
+    return done.exit_code, {each["format"]: each for each in json.loads(done.stdout)["results"]}, done.stderr
+
+
+HARMS: dict[str, Callable[[bytes], bytes]] = {
+    "header": lambda raw: raw[:200] + b"\xff" * 64 + raw[264:],
+    "half": lambda raw: raw[: len(raw) // 2],
+    "empty": lambda raw: b"",
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_harmed_artifact_is_an_error_and_the_other_is_judged(three_tier: Built, tmp_path: Path, harm: str) -> None:
+    folder = Path(shutil.copytree(three_tier.folder, tmp_path / "harmed"))
+    places = {"gguf": folder / three_tier.artifact("gguf")["path"], "torchao": folder / "torchao" / "model.safetensors"}
+    for name, other in (("gguf", "torchao"), ("torchao", "gguf")):
+        whole = places[name].read_bytes()
+        places[name].write_bytes(HARMS[harm](whole))
+        code, results, said = judged_after(folder)
+        places[name].write_bytes(whole)
+        assert (code, results[name]["status"], results[other]["status"]) == (1, "failed", "ok"), results[name]["reason"]
+        assert f"{name} on cpu: failed: {results[name]['reason']}" in said
+        assert results[other]["cos_mean"] == pytest.approx(three_tier.results[other]["cos_mean"], abs=1e-9)
+        assert json.loads((folder / "manifest.json").read_text())["verified"] is False
+
+
+def test_an_artifact_that_is_gone_is_an_error_and_the_other_is_judged(three_tier: Built, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(three_tier.folder, tmp_path / "gone"))
+    (folder / three_tier.artifact("gguf")["path"]).unlink()
+    code, results, _ = judged_after(folder)
+    assert (code, results["gguf"]["status"], results["torchao"]["status"]) == (1, "failed", "ok")
+    assert "is missing" in results["gguf"]["reason"]
+
+
+def test_a_text_beyond_the_context_fails_the_gguf_alone(tiny_recipe: Path) -> None:
+    """The folder's GGUF is replaced by that of a model with 40 positions; llama.cpp would abort on a longer text."""
+    folder, short = build(tiny_recipe, tiny_recipe.parent / "out").folder, tiny_recipe.parent / "model"
+    shutil.copytree(short, tiny_recipe.parent / "whole")
+    config = BertConfig.from_pretrained(short, max_position_embeddings=40)
+    BertModel(config).save_pretrained(short)
+    refused = run("build", tiny_recipe)
+    assert refused.exit_code == 2
+    assert "texts are cut at 256 tokens, but the model has 40 positions" in refused.stderr
+    (short / "sentence_bert_config.json").write_text('{"max_seq_length": 40, "do_lower_case": false}')
+    made = build(tiny_recipe, tiny_recipe.parent / "short", "--set", 'formats=["gguf"]')
+    (path,) = folder.glob("gguf/*.gguf")
+    shutil.copy(made.folder / made.artifact("gguf")["path"], path)
+    shutil.rmtree(short)
+    shutil.copytree(tiny_recipe.parent / "whole", short)
+    code, results, _ = judged_after(folder, "--data", RETRIEVAL)
+    assert (code, results["gguf"]["status"], results["torchao"]["status"]) == (1, "failed", "ok")
+    assert "but the model was trained for 40" in results["gguf"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "is not a manifest that tierexport wrote"),
+        ('{"artifacts": [{"format": "gguf", "path": "../../etc/x", "bytes": 1}]}', "lies outside the folder"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, manifest: str, message: str) -> None:
+    (tmp_path / "manifest.json").write_text(manifest)
+    for command in ("verify", "inspect"):
+        done = run(command, tmp_path)
+        assert done.exit_code == 2
+        assert message in done.stderr
+
+
+def test_two_sets_of_one_name_are_refused(three_tier: Built) -> None:
+    done = run("verify", three_tier.folder, "--data", RETRIEVAL, "--data", RETRIEVAL)
+    assert done.exit_code == 2
+    assert "two retrieval sets are named 'retrieval'" in done.stderr
 
 
 # --- gates
@@ -154,7 +233,9 @@ def test_gates_are_read_strictly(gate: str, message: str) -> None:
 
 
 def test_gates_compare_as_they_say() -> None:
-    verdict = Verdict("gguf", "cpu", "ok", tokens_share=1.0, fidelity=Fidelity(9, 0.9, 0.8, 0.7, 0.6, 0.5))
+    verdict = Verdict(
+        "gguf", "cpu", "ok", tokens_share=1.0, fidelity=Fidelity(9, 0.9, 0.8, 0.7, 0.6, 0.5, (0.8, 1), (0.5, 0.7))
+    )
     gone = Verdict("gguf", "cuda", "not run", "no device")
     judged = gates.judge([Gate("cos_min", ">=", 0.7), Gate("cos_min", ">=", 0.71), Gate("cos_p1", "<=", 0.8)], [verdict, gone])
     assert [(each.value, each.passed) for each in judged] == [(0.7, True), (0.7, False), (0.8, True)]
@@ -181,6 +262,34 @@ def test_differing_tokens_are_counted_and_shown(tmp_path: Path) -> None:
     assert len(shown) == 2
 
 
+def test_retrieval_is_also_judged_without_the_texts_whose_tokens_differ(tmp_path: Path) -> None:
+    """Equal to scoring the smaller set by itself."""
+    generator = np.random.default_rng(3)
+    data = read_beir(RETRIEVAL)
+    queries, documents = (generator.normal(size=(len(each), 8)).astype(np.float32) for each in (data.queries, data.documents))
+    moved = documents + generator.normal(size=documents.shape).astype(np.float32) * 0.3
+    tokens = [[1]] * len(data.documents)
+    reference = Vectors(store(tmp_path / "q", [[1]] * len(queries), queries), store(tmp_path / "d", tokens, documents))
+    same = Vectors(reference.queries, store(tmp_path / "s", tokens, moved))
+    assert judge(data, reference, same).same_tokens is None
+
+    other_query = store(tmp_path / "oq", [[2], *[[1]] * (len(queries) - 1)], queries)
+    other_documents = store(tmp_path / "od", [*[[9]] * 40, *tokens[40:]], moved)
+    judged = judge(data, reference, Vectors(other_query, other_documents))
+    assert judged.tokens_equal == pytest.approx(1 - 41 / (len(queries) + len(documents)))
+    kept = set(data.document_ids[40:])
+    qrels = {query: {name: grade for name, grade in data.qrels[query].items() if name in kept} for query in data.query_ids[1:]}
+    qrels = {query: grades for query, grades in qrels.items() if max(grades.values(), default=0) > 0}
+    rows = [data.query_ids.index(query) for query in qrels]
+    smaller = RetrievalSet(
+        "smaller", data.document_ids[40:], data.documents[40:], tuple(qrels), tuple(data.queries[row] for row in rows), qrels
+    )
+    assert judged.same_tokens is not None
+    assert (judged.same_tokens.queries, judged.same_tokens.documents) == (len(qrels), 120)
+    assert judged.same_tokens.ndcg_at_10 == score(smaller, queries[rows], moved[40:]).mean("ndcg_at_10")
+    assert judged.same_tokens.reference_ndcg_at_10 == score(smaller, queries[rows], documents[40:]).mean("ndcg_at_10")
+
+
 def test_rank_correlation_is_spearmans_over_all_pairs(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     vectors = generator.normal(size=(20, 8)).astype(np.float32)
@@ -189,6 +298,24 @@ def test_rank_correlation_is_spearmans_over_all_pairs(tmp_path: Path) -> None:
     pairs = [(i, j) for i in range(20) for j in range(i + 1, 20)]
     cosine = [[float(x[i] @ x[j] / np.linalg.norm(x[i]) / np.linalg.norm(x[j])) for i, j in pairs] for x in (vectors, moved)]
     assert found.rank_correlation == pytest.approx(stats.spearmanr(*cosine).statistic, abs=1e-4)
+
+
+def test_the_intervals_equal_scipys(tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    human = generator.normal(size=120)
+    reference, found = human + generator.normal(size=120), human + generator.normal(size=120) * 1.3
+    low, high = mean_interval(reference)
+    student = stats.ttest_1samp(reference, 0).confidence_interval()
+    assert (low, high) == pytest.approx((student.low, student.high), abs=0.02)
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5)
+
+    def difference(human: np.ndarray, reference: np.ndarray, found: np.ndarray) -> float:
+        return float(stats.spearmanr(human, found).statistic - stats.spearmanr(human, reference).statistic)
+
+    expected = stats.bootstrap(
+        (human, reference, found), difference, paired=True, vectorized=False, method="percentile", n_resamples=3000, rng=5
+    ).confidence_interval
+    assert correlation_interval(human, reference, found) == pytest.approx((expected.low, expected.high), abs=0.02)
 
 
 def test_sts_files_are_checked(tmp_path: Path) -> None:

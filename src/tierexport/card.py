@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tierexport.records import Verdict, Verification
+from tierexport.verdicts import Verdict, Verification
 
 
 def render_card(manifest: Mapping[str, Any], found: Verification) -> str:
@@ -30,9 +30,11 @@ def render_card(manifest: Mapping[str, Any], found: Verification) -> str:
         "",
         f"Against {found.reference}, on 143 sentences.",
         "",
-        "| format | device | same tokens | cos mean | cos min | top-10 kept | rank correlation | texts/s | fp32's on cpu |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| format | device | same tokens | cos mean | cos min | top-10 kept | 95 % interval | rank correlation |",
+        "|---|---|---|---|---|---|---|---|",
         *(_fidelity_row(verdict) for verdict in found.verdicts),
+        "",
+        *_speed_lines(found),
         "",
         *_retrieval_lines(found),
     ]
@@ -50,12 +52,24 @@ def _size_row(artifact: Mapping[str, Any]) -> str:
 def _fidelity_row(verdict: Verdict) -> str:
     start = f"| {verdict.format} | {verdict.device} |"
     if verdict.fidelity is None:
-        return f"{start} {verdict.status}: {verdict.reason} | | | | | | |"
+        return f"{start} {verdict.status}: {verdict.reason} | | | | | |"
     figures = verdict.fidelity
+    low, high = figures.top10_ci
     return (
-        f"{start} {verdict.tokens_share:.1%} | {figures.cos_mean:.5f} | {figures.cos_min:.5f} | {figures.top10_retention:.3f} "
-        f"| {figures.rank_correlation:.4f} | {verdict.texts_per_second:.0f} | {verdict.reference_texts_per_second:.0f} |"
+        f"{start} {verdict.tokens_share:.1%} | {figures.cos_mean:.5f} | {figures.cos_min:.5f} "
+        f"| {figures.top10_retention:.3f} | {low:.3f} to {high:.3f} | {figures.rank_correlation:.4f} |"
     )
+
+
+def _speed_lines(found: Verification) -> list[str]:
+    """Speeds, and in words whether an artifact is to be taken for its speed."""
+    return [
+        f"- {verdict.format} on {verdict.device}: {verdict.texts_per_second:.0f} texts/s, fp32 "
+        f"{verdict.reference_texts_per_second:.0f} in the same run ({verdict.speed_ratio:.2f} ×): "
+        f"{'the faster one' if verdict.speed_ratio > 1 else 'take it for its size, not for speed'}."
+        for verdict in found.verdicts
+        if verdict.speed_ratio is not None
+    ]
 
 
 def _retrieval_lines(found: Verification) -> list[str]:

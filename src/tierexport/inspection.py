@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tierexport.errors import ArtifactError
+from tierexport.artifact import artifacts_at
 from tierexport.formats import gguf as gguf_format
 from tierexport.formats import torchao as torchao_format
 from tierexport.records import Tensor
@@ -56,14 +56,7 @@ def inspect(path: Path) -> tuple[Inspection, ...]:
 
     Raises ArtifactError when there is none, or one is damaged.
     """
-    if (path / "manifest.json").is_file():
-        inside = [*sorted(path.glob("gguf/*.gguf")), *([path / "torchao"] if (path / "torchao").is_dir() else [])]
-        return tuple(found for each in inside for found in inspect(each))
-    if path.is_dir() and any(path.glob("*.safetensors")):
-        return (_inspect_folder(path),)
-    if path.is_file():
-        return (_inspect_gguf(path),)
-    raise ArtifactError(f"{path} is neither a GGUF file, nor a folder with safetensors, nor an artifact of tierexport")
+    return tuple(_inspect_gguf(place) if name == "gguf" else _inspect_folder(place) for name, place in artifacts_at(path))
 
 
 def _inspect_folder(path: Path) -> Inspection:

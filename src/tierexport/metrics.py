@@ -22,10 +22,10 @@ def cosines(reference: Floats, found: Floats) -> npt.NDArray[np.float64]:
     return similar
 
 
-def neighbours_kept(reference: Floats, found: Floats, count: int = NEIGHBOURS) -> float:
-    """Mean share of each text's `count` nearest other texts, by cosine, that stay among them."""
+def neighbours_kept(reference: Floats, found: Floats, count: int = NEIGHBOURS) -> npt.NDArray[np.float64]:
+    """Share of each text's `count` nearest other texts, by cosine, that stay among them, (texts,)."""
     kept = [set(a) & set(b) for a, b in zip(_nearest(reference, count), _nearest(found, count), strict=True)]
-    return float(np.mean([len(each) / count for each in kept]))
+    return np.array([len(each) / count for each in kept])
 
 
 def _nearest(vectors: Floats, count: int) -> npt.NDArray[np.int64]:

@@ -1,6 +1,5 @@
 """The order of the stages. Read this after `records.py`: it is the whole program on one page."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -10,6 +9,7 @@ from typing import Any
 import tomli_w
 
 from tierexport import __version__, archive
+from tierexport.artifact import MANIFEST, VERIFICATION, artifacts_at, read_manifest
 from tierexport.calibrate import measure_importance, texts_digest
 from tierexport.card import render_card
 from tierexport.datasets import calibration_texts
@@ -19,13 +19,13 @@ from tierexport.formats import formats_of
 from tierexport.formats.gguf import converted, source_stages, write_gguf
 from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
 from tierexport.formats.torchao import weight_bytes, write_torchao
-from tierexport.inspection import inspect
 from tierexport.plan import make_plan
 from tierexport.progress import stage
 from tierexport.recipe import read_recipe
-from tierexport.records import Artifact, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, Verification, VerifySettings
+from tierexport.records import Artifact, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, VerifySettings
 from tierexport.report.page import render_page
 from tierexport.source import check_finite, open_source
+from tierexport.verdicts import Verification
 from tierexport.verify import Judged, Material, read_material, verify
 from tierexport.workdir import Stages, building, file_digest, stage_key, write_json, write_whole
 
@@ -76,7 +76,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         verification = _verify(judged, source, material, recipe.verify.gates, DEVICES)
         manifest = describe(made, artifacts, imatrix, work) | {"verified": verification.passed}
         write_whole(work / "recipe.toml", tomli_w.dumps(_portable(recipe)))
-        write_json(work / "manifest.json", manifest)
+        write_json(work / MANIFEST, manifest)
         _write_verification(work, manifest, verification)
     return Build(out, manifest, verification)
 
@@ -94,18 +94,18 @@ def verify_again(target: Path, model: str | None, settings: VerifySettings, devi
     Of a folder that `build` made, model and gates are known, and its reports are written anew; for
     others `model` has to be named. Raises InputError or MachineError.
     """
-    manifest = _manifest(target)
+    manifest = read_manifest(target) if (target / MANIFEST).is_file() else None
     if manifest is None and model is None:
         raise ArtifactError(f"{target} was not made by tierexport build: name its fp32 model with --model")
     source = open_source(model or str(manifest["model"]["spec"] if manifest else ""), target.parent)
     if manifest and source.digest != manifest["model"]["digest"]:
         raise ArtifactError(f"{target} was made from another model than {source.spec}: their digests differ")
     material = read_material(settings, Path())
-    judged = [Judged(found.format, found.path) for found in inspect(target)]
+    judged = [Judged(*each) for each in artifacts_at(target)]
     verification = _verify(judged, source, material, settings.gates or _gates(target), devices)
     if manifest:
         manifest["verified"] = verification.passed
-        write_json(target / "manifest.json", manifest)
+        write_json(target / MANIFEST, manifest)
         _write_verification(target, manifest, verification)
     return verification
 
@@ -118,14 +118,9 @@ def _verify(
 
 
 def _write_verification(folder: Path, manifest: dict[str, Any], verification: Verification) -> None:
-    write_json(folder / "verify.json", verification.as_json())
+    write_json(folder / VERIFICATION, verification.as_json())
     write_whole(folder / "README.md", render_card(manifest, verification))
     write_whole(folder / "report.html", render_page(manifest, verification))
-
-
-def _manifest(target: Path) -> dict[str, Any] | None:
-    path = target / "manifest.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def _gates(target: Path) -> tuple[Gate, ...]:

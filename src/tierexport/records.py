@@ -9,7 +9,7 @@ Nothing here computes more than a sum, opens a file or imports torch.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -314,121 +314,6 @@ class Encoded:
         """The token ids of one text."""
         end = int(self.lengths[: text + 1].sum())
         return [int(token) for token in self.tokens[end - int(self.lengths[text]) : end]]
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How near an artifact's vectors are to fp32's on the same texts.
-
-    `cos_*`: cosine to the fp32 vector (mean, 1st percentile, minimum); `top10_retention`: share of
-    each text's ten nearest others that stay; `rank_correlation`: Spearman of all pairs' similarities.
-    """
-
-    texts: int
-    cos_mean: float
-    cos_p1: float
-    cos_min: float
-    top10_retention: float
-    rank_correlation: float
-
-
-@dataclass(frozen=True)
-class RetrievalVerdict:
-    """One retrieval set: means over its queries, and the paired difference of NDCG@10 to fp32."""
-
-    dataset: str
-    queries: int
-    documents: int
-    ndcg_at_10: float
-    recall_at_10: float
-    mrr_at_10: float
-    reference_ndcg_at_10: float
-    reference_recall_at_10: float
-    reference_mrr_at_10: float
-    delta: float
-    ci_low: float
-    ci_high: float
-    p_value: float
-    tokens_equal: float
-    cos_mean: float
-    deltas: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class StsVerdict:
-    """Spearman of cosines with human scores on sentence pairs, and fp32's."""
-
-    dataset: str
-    pairs: int
-    spearman: float
-    reference_spearman: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One artifact on one device against the fp32 reference. `status`: ok, failed or not run.
-
-    `tokens_equal` is whether every text of the screen has the reference's token ids,
-    `tokens_share` the share that has; where they differ, `token_examples` shows some, and
-    `same_tokens` is the fidelity on the texts that have them.
-    """
-
-    format: str
-    device: str
-    status: str
-    reason: str | None = None
-    tokens_equal: bool | None = None
-    tokens_share: float | None = None
-    token_examples: tuple[str, ...] = ()
-    fidelity: Fidelity | None = None
-    cosines: tuple[float, ...] = ()
-    same_tokens: Fidelity | None = None
-    texts_per_second: float | None = None
-    reference_texts_per_second: float | None = None
-    retrieval: tuple[RetrievalVerdict, ...] = ()
-    sts: StsVerdict | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """As `verify.json` has it: the fidelity's figures beside the verdict's own."""
-        whole = asdict(self)
-        figures = whole.pop("fidelity") or {each.name: None for each in fields(Fidelity)}
-        return {**whole, **figures}
-
-
-@dataclass(frozen=True)
-class GateResult:
-    """A gate judged on one artifact. `passed` is False too where there was nothing to judge."""
-
-    name: str
-    format: str
-    device: str
-    value: float | None
-    limit: float
-    passed: bool
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Everything a verification found out."""
-
-    reference: str
-    verdicts: tuple[Verdict, ...]
-    gates: tuple[GateResult, ...] = ()
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed and every gate was judged and passed."""
-        return all(verdict.status != "failed" for verdict in self.verdicts) and all(gate.passed for gate in self.gates)
-
-    def as_json(self) -> dict[str, Any]:
-        """As `verify.json` has it."""
-        results = [verdict.as_json() for verdict in self.verdicts]
-        return {
-            "reference": self.reference,
-            "passed": self.passed,
-            "results": results,
-            "gates": [asdict(gate) for gate in self.gates],
-        }
 
 
 class Format(Protocol):

@@ -123,6 +123,12 @@ def open_source(model: str, folder: Path | None = None) -> Source:
     )
     if not source.layers:
         raise SourceError(f"{model}: config.json states no whole number of layers ({' or '.join(_LAYER_KEYS)})")
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and 0 < positions < (source.max_tokens or 0):
+        raise SourceError(
+            f"{model}: texts are cut at {source.max_tokens} tokens, but the model has {positions} positions: "
+            "set max_tokens in models/NAME.toml, or max_seq_length in sentence_bert_config.json"
+        )
     return source
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from tierexport.records import RetrievalVerdict, Verdict, Verification
 from tierexport.report.tables import bits_of
 from tierexport.roles import ROLES
+from tierexport.verdicts import RetrievalVerdict, Verdict, Verification
 
 WIDTH, HEIGHT = 640, 100
 BINS = 40

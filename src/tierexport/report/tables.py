@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from tierexport.inspection import Inspection
-from tierexport.records import FormatPlan, Plan, Tensor, Verification
+from tierexport.records import FormatPlan, Plan, Tensor
 from tierexport.roles import ROLES
+from tierexport.verdicts import Fidelity, RetrievalVerdict, Verdict, Verification
 
 COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green", 16: "cyan", 32: "blue"}
 """Warm is crushed, cold is kept: the same colours wherever tiers are shown."""
@@ -66,64 +67,69 @@ def sizes_table(manifest: Mapping[str, Any]) -> Table:
 
 
 def verification_tables(found: Verification) -> Iterator[Table]:
-    """Fidelity of each artifact on each device, retrieval, gates."""
+    """Fidelity of each artifact on each device, retrieval, sentence similarity, gates."""
     yield _fidelity_table(found)
     if any(verdict.retrieval for verdict in found.verdicts):
         yield _retrieval_table(found)
+    if any(verdict.sts for verdict in found.verdicts):
+        yield _sts_table(found)
     if found.gates:
         yield _gates_table(found)
 
 
 def _fidelity_table(found: Verification) -> Table:
-    names = (
-        "format",
-        "device",
-        "same tokens",
-        "cos mean",
-        "cos p1",
-        "cos min",
-        "top-10 kept",
-        "rank corr.",
-        "texts/s",
-        "fp32's",
-    )
+    names = ("format", "device", "same tokens", "cos mean", "cos p1", "cos min", "top-10 kept", "95 % interval",
+             "rank corr.", "texts/s", "fp32's")  # fmt: skip
     table = _table(f"against {found.reference}", *names, right=names[2:])
     for verdict in found.verdicts:
         if verdict.fidelity is None:
             colour = "red" if verdict.status == "failed" else "dim"
             table.add_row(verdict.format, verdict.device, f"[{colour}]{verdict.status}[/]")
             continue
-        fidelity = verdict.fidelity
-        figures = (fidelity.cos_mean, fidelity.cos_p1, fidelity.cos_min, fidelity.top10_retention, fidelity.rank_correlation)
         speeds = (verdict.texts_per_second, verdict.reference_texts_per_second)
         table.add_row(
-            verdict.format, verdict.device, f"{verdict.tokens_share:.1%}", *(f"{each:.5f}" for each in figures),
+            verdict.format, verdict.device, f"{verdict.tokens_share:.1%}", *_fidelity_cells(verdict.fidelity),
             *(f"{each:.0f}" if each else "" for each in speeds),
         )  # fmt: skip
+        if verdict.same_tokens:
+            table.add_row(verdict.format, verdict.device, "only these", *_fidelity_cells(verdict.same_tokens))
     return table
 
 
+def _fidelity_cells(fidelity: Fidelity) -> Iterator[str]:
+    yield from (f"{each:.5f}" for each in (fidelity.cos_mean, fidelity.cos_p1, fidelity.cos_min))
+    yield from (f"{fidelity.top10_retention:.4f}", "{:.4f} to {:.4f}".format(*fidelity.top10_ci))
+    yield f"{fidelity.rank_correlation:.5f}"
+
+
 def _retrieval_table(found: Verification) -> Table:
-    names = (
-        "set",
-        "format",
-        "device",
-        "NDCG@10",
-        "fp32's",
-        "difference",
-        "95 % interval",
-        "p",
-        "Recall@10",
-        "fp32's",
-        "MRR@10",
-    )
+    names = ("set", "format", "device", "same tokens", "NDCG@10", "fp32's", "difference", "95 % interval", "p",
+             "Recall@10", "fp32's", "MRR@10")  # fmt: skip
     table = _table("retrieval", *names, right=names[3:])
     for verdict in found.verdicts:
         for each in verdict.retrieval:
+            _add_retrieval(table, verdict, each, f"{each.tokens_equal:.1%}")
+            if each.same_tokens:
+                _add_retrieval(table, verdict, each.same_tokens, "only these")
+    return table
+
+
+def _add_retrieval(table: Table, verdict: Verdict, each: RetrievalVerdict, tokens: str) -> None:
+    table.add_row(
+        each.dataset, verdict.format, verdict.device, tokens, f"{each.ndcg_at_10:.4f}", f"{each.reference_ndcg_at_10:.4f}",
+        f"{each.delta:+.4f}", f"{each.ci_low:+.4f} to {each.ci_high:+.4f}", f"{each.p_value:.3f}",
+        f"{each.recall_at_10:.4f}", f"{each.reference_recall_at_10:.4f}", f"{each.mrr_at_10:.4f}",
+    )  # fmt: skip
+
+
+def _sts_table(found: Verification) -> Table:
+    names = ("pairs", "format", "device", "Spearman", "fp32's", "difference", "95 % interval")
+    table = _table("sentence similarity", *names, right=names[3:])
+    for verdict in found.verdicts:
+        if each := verdict.sts:
             table.add_row(
-                each.dataset, verdict.format, verdict.device, f"{each.ndcg_at_10:.4f}", f"{each.reference_ndcg_at_10:.4f}",
-                f"{each.delta:+.4f}", f"{each.ci_low:+.4f} to {each.ci_high:+.4f}", f"{each.p_value:.3f}",
-                f"{each.recall_at_10:.4f}", f"{each.reference_recall_at_10:.4f}", f"{each.mrr_at_10:.4f}",
+                each.dataset, verdict.format, verdict.device, f"{each.spearman:.4f}", f"{each.reference_spearman:.4f}",
+                f"{each.delta:+.4f}", f"{each.ci_low:+.4f} to {each.ci_high:+.4f}",
             )  # fmt: skip
     return table
 

@@ -8,7 +8,9 @@ from scipy import stats
 
 from tierexport.errors import ArtifactError
 from tierexport.metrics import cosines, neighbours_kept, similarities
-from tierexport.records import Encoded, Fidelity
+from tierexport.records import Encoded
+from tierexport.verdicts import Fidelity
+from tierexport.verify.intervals import mean_interval
 
 EXAMPLES = 3
 
@@ -30,14 +32,17 @@ def measure(reference: Encoded, found: Encoded, rows: npt.NDArray[np.bool_] | No
     chosen = slice(None) if rows is None else rows
     a, b = np.asarray(reference.vectors[chosen]), np.asarray(found.vectors[chosen])
     near = cosines(a, b)
+    kept = neighbours_kept(a, b)
     pairs = np.triu_indices(len(a), 1)
     return Fidelity(
         texts=len(a),
         cos_mean=float(near.mean()),
         cos_p1=float(np.percentile(near, 1)),
         cos_min=float(near.min()),
-        top10_retention=neighbours_kept(a, b),
+        top10_retention=float(kept.mean()),
         rank_correlation=float(stats.spearmanr(similarities(a)[pairs], similarities(b)[pairs]).statistic),
+        cos_mean_ci=mean_interval(near),
+        top10_ci=mean_interval(kept),
     )
 
 

@@ -3,7 +3,8 @@
 import operator
 from collections.abc import Callable, Sequence
 
-from tierexport.records import RETRIEVAL_GATES, Gate, GateResult, Verdict
+from tierexport.records import RETRIEVAL_GATES, Gate
+from tierexport.verdicts import GateResult, Verdict
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
 

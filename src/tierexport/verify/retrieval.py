@@ -1,26 +1,26 @@
-"""Retrieval over a BEIR set: exact search in bounded memory, trec_eval's measures, paired statistics.
+"""Retrieval over a BEIR set: exact search in bounded memory, trec_eval's measures, paired with fp32.
 
 The measures are trec_eval's own code (pytrec_eval); nothing is summed here but the mean over queries.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pytrec_eval
-from scipy import stats
 
-from tierexport.metrics import normalized
-from tierexport.records import Floats, RetrievalSet
+from tierexport.metrics import cosines, normalized
+from tierexport.records import Encoded, Floats, RetrievalSet
+from tierexport.verdicts import RetrievalVerdict
+from tierexport.verify.fidelity import same_tokens
+from tierexport.verify.intervals import difference
 
 DEPTH = 10
 MEASURES = {"ndcg_at_10": f"ndcg_cut_{DEPTH}", "recall_at_10": f"recall_{DEPTH}", "mrr_at_10": "recip_rank"}
 """Our names and trec_eval's; reciprocal rank is cut at 10 because runs hold ten documents."""
 
 CHUNK_ROWS = 8192
-RESAMPLES = 10_000
-SEED = 0
 
 
 def top_documents(
@@ -46,6 +46,14 @@ def top_documents(
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """What one encoder made of a set's queries and documents."""
+
+    queries: Encoded
+    documents: Encoded
+
+
+@dataclass(frozen=True)
 class Scores:
     """Each measure per query, float64 (queries,), in the order of the set's queries."""
 
@@ -58,10 +66,10 @@ class Scores:
 
 def score(data: RetrievalSet, queries: Floats, documents: Floats) -> Scores:
     """NDCG@10, Recall@10 and MRR@10 of vectors for the set's queries and documents."""
-    rows, cosines = top_documents(queries, documents)
+    rows, similar = top_documents(queries, documents)
     run = {
         query: {data.document_ids[row]: float(value) for row, value in zip(found, values, strict=True)}
-        for query, found, values in zip(data.query_ids, rows, cosines, strict=True)
+        for query, found, values in zip(data.query_ids, rows, similar, strict=True)
     }
     evaluator = pytrec_eval.RelevanceEvaluator(
         {query: dict(grades) for query, grades in data.qrels.items()}, {f"ndcg_cut.{DEPTH}", f"recall.{DEPTH}", "recip_rank"}
@@ -70,37 +78,80 @@ def score(data: RetrievalSet, queries: Floats, documents: Floats) -> Scores:
     return Scores({ours: np.array([judged[query][theirs] for query in data.query_ids]) for ours, theirs in MEASURES.items()})
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference: its mean, 95 % confidence interval and two-sided p value."""
+def judge(data: RetrievalSet, reference: Vectors, ours: Vectors) -> RetrievalVerdict:
+    """An artifact's vectors against fp32's on one set; where tokens differ, also without those texts."""
+    same_queries = same_tokens(reference.queries, ours.queries)
+    same_documents = same_tokens(reference.documents, ours.documents)
+    tokens_equal = float(np.concatenate([same_queries, same_documents]).mean())
+    every = np.ones(len(data.queries), bool), np.ones(len(data.documents), bool)
+    whole = _judge(data, reference, ours, *every, tokens_equal)
+    rest = None
+    if tokens_equal < 1 and (kept := _without(data, same_queries, same_documents)).queries:
+        queries = np.isin(data.query_ids, kept.query_ids)
+        rest = _judge(kept, reference, ours, queries, same_documents, 1.0)
+    return replace(whole, same_tokens=rest)
 
-    mean: float
-    ci_low: float
-    ci_high: float
-    p_value: float
 
-
-def difference(
-    reference: Sequence[float] | npt.NDArray[np.float64], found: Sequence[float] | npt.NDArray[np.float64]
-) -> Difference:
-    """The mean of `found` less `reference` over the same queries.
-
-    The interval is a percentile bootstrap over queries, the test a sign-flip permutation (Smucker,
-    Allan and Carterette 2007 recommend both for retrieval); both draw 10,000 times from a fixed seed.
-    """
-    delta = np.asarray(found, np.float64) - np.asarray(reference, np.float64)
-    if not delta.any():
-        return Difference(0.0, 0.0, 0.0, 1.0)
-    options = {"n_resamples": RESAMPLES, "vectorized": True, "batch": 500}
-    interval = stats.bootstrap(
-        (delta,), np.mean, confidence_level=0.95, method="percentile", rng=np.random.default_rng(SEED), **options
-    ).confidence_interval
-    test = stats.permutation_test(
-        (delta, np.zeros_like(delta)), _mean_difference, permutation_type="samples", rng=np.random.default_rng(SEED), **options
+def _without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_]) -> RetrievalSet:
+    """The set with the selected texts alone; a query that loses all its relevant documents goes too."""
+    document_ids = _chosen(data.document_ids, documents)
+    left = set(document_ids)
+    qrels = {
+        query: {name: grade for name, grade in data.qrels[query].items() if name in left}
+        for query in _chosen(data.query_ids, queries)
+    }
+    qrels = {query: grades for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
+    texts = dict(zip(data.query_ids, data.queries, strict=True))
+    return RetrievalSet(
+        name=data.name,
+        document_ids=document_ids,
+        documents=_chosen(data.documents, documents),
+        query_ids=tuple(qrels),
+        queries=tuple(texts[query] for query in qrels),
+        qrels=qrels,
     )
-    return Difference(float(delta.mean()), float(interval.low), float(interval.high), float(test.pvalue))
 
 
-def _mean_difference(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], axis: int) -> npt.NDArray[np.float64]:
-    mean: npt.NDArray[np.float64] = np.mean(x, axis=axis) - np.mean(y, axis=axis)
-    return mean
+def _chosen(items: tuple[str, ...], rows: npt.NDArray[np.bool_]) -> tuple[str, ...]:
+    return tuple(item for item, stays in zip(items, rows, strict=True) if stays)
+
+
+def _judge(
+    data: RetrievalSet, reference: Vectors, ours: Vectors,
+    queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_], tokens_equal: float,
+) -> RetrievalVerdict:  # fmt: skip
+    """The verdict over the selected rows, which are those of `data`."""
+    expected, found = (
+        score(data, _selected(each.queries, queries), _selected(each.documents, documents)) for each in (reference, ours)
+    )
+    judged = difference(expected.per_query["ndcg_at_10"], found.per_query["ndcg_at_10"])
+    near = np.concatenate(list(_cosines(reference.documents, ours.documents)))
+    return RetrievalVerdict(
+        dataset=data.name,
+        queries=len(data.queries),
+        documents=len(data.documents),
+        ndcg_at_10=found.mean("ndcg_at_10"),
+        recall_at_10=found.mean("recall_at_10"),
+        mrr_at_10=found.mean("mrr_at_10"),
+        reference_ndcg_at_10=expected.mean("ndcg_at_10"),
+        reference_recall_at_10=expected.mean("recall_at_10"),
+        reference_mrr_at_10=expected.mean("mrr_at_10"),
+        delta=judged.mean,
+        ci_low=judged.ci_low,
+        ci_high=judged.ci_high,
+        p_value=judged.p_value,
+        tokens_equal=tokens_equal,
+        cos_mean=float(near[documents].mean()),
+        deltas=tuple(float(each) for each in found.per_query["ndcg_at_10"] - expected.per_query["ndcg_at_10"]),
+    )
+
+
+def _selected(encoded: Encoded, rows: npt.NDArray[np.bool_]) -> Floats:
+    """The vectors of the selected texts; the memory map itself where that is all of them."""
+    return encoded.vectors if rows.all() else encoded.vectors[rows]
+
+
+def _cosines(reference: Encoded, ours: Encoded) -> Iterator[npt.NDArray[np.float64]]:
+    for start in range(0, len(reference.vectors), CHUNK_ROWS):
+        chunk = slice(start, start + CHUNK_ROWS)
+        yield cosines(np.asarray(reference.vectors[chunk]), np.asarray(ours.vectors[chunk]))

@@ -4,36 +4,31 @@ Vectors are kept in the cache, under a key of what they were made from, so verif
 second artifact of the same model, takes no longer than it has to.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from tierexport import encode as encoding
 from tierexport.datasets import read_beir, read_sts, screen
 from tierexport.encode import VectorStore, encode, open_encoded, open_model, prompt_for
-from tierexport.errors import ArtifactError, MachineError
+from tierexport.errors import ArtifactError, DataError, MachineError
 from tierexport.metrics import cosines
-from tierexport.records import (
-    Encoded,
-    Gate,
-    RetrievalSet,
-    RetrievalVerdict,
-    Source,
-    StsVerdict,
-    Verdict,
-    Verification,
-    VerifySettings,
-)
-from tierexport.verify import fidelity, gates, llama_worker, readers
+from tierexport.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
+from tierexport.verdicts import Verdict, Verification
+from tierexport.verify import fidelity, gates, llama_worker, readers, retrieval, sts
 from tierexport.verify.devices import why_not
 from tierexport.verify.readers import read_gguf, read_torchao
-from tierexport.verify.retrieval import difference, score
+from tierexport.verify.speed import side_by_side
 from tierexport.workdir import Stages, cache_dir, file_digest, folder_digests, value_digest
 
-SCREEN = "screen"
+SCREEN, STS = "screen", "sts"
+
+Texts = dict[str, tuple[str, list[str]]]
+"""Everything to encode: name → (kind of prompt, texts)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,9 @@ class Judged:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over its files."""
+        """SHA-256 over its files. Raises ArtifactError when it is not there."""
+        if not self.path.exists():
+            raise ArtifactError(f"{self.path} is missing")
         return file_digest(self.path) if self.path.is_file() else value_digest(folder_digests(self.path))
 
 
@@ -61,6 +58,8 @@ class Material:
 def read_material(settings: VerifySettings, folder: Path) -> Material:
     """Read what a recipe or a command names. Raises DataError."""
     sets = tuple(read_beir(folder / Path(each).expanduser()) for each in settings.data)
+    if twice := [name for name, count in Counter(each.name for each in sets).items() if count > 1]:
+        raise DataError(f"two retrieval sets are named {twice[0]!r}: nobody could tell their figures apart")
     if settings.sts is None:
         return Material(sets)
     path = folder / Path(settings.sts).expanduser()
@@ -78,42 +77,44 @@ def verify(
     """
     texts = _texts(material)
     reference = _Reference(source, step)
-    verdicts = []
-    for artifact in artifacts:
-        for device in devices:
-            verdicts.append(_verdict(artifact, device, reference, texts, material))
+    verdicts = [_verdict(artifact, device, reference, texts, material) for artifact in artifacts for device in devices]
     return Verification(f"fp32 {source.name}, sentence-transformers, cpu", tuple(verdicts), gates.judge(required, verdicts))
 
 
-def _texts(material: Material) -> dict[str, tuple[str, list[str]]]:
-    """Everything to encode: name → (kind of prompt, texts)."""
-    found: dict[str, tuple[str, list[str]]] = {SCREEN: ("passage", screen())}
+def _texts(material: Material) -> Texts:
+    found: Texts = {SCREEN: ("passage", screen())}
     for each in material.sets:
-        found[f"{each.name} documents"] = ("passage", list(each.documents))
-        found[f"{each.name} queries"] = ("query", list(each.queries))
+        queries, documents = _names_of(each)
+        found[documents] = ("passage", list(each.documents))
+        found[queries] = ("query", list(each.queries))
     if material.sts:
-        found["sts"] = ("passage", [sentence for _, *pair in material.sts for sentence in pair])
+        found[STS] = ("passage", [sentence for _, *pair in material.sts for sentence in pair])
     return found
 
 
+def _names_of(data: RetrievalSet) -> tuple[str, str]:
+    return f"{data.name} queries", f"{data.name} documents"
+
+
 class _Reference:
-    """The fp32 model, opened when something has to be encoded that the cache lacks."""
+    """The fp32 model, opened on a device when something has to be encoded there that the cache lacks."""
 
     def __init__(self, source: Source, step: Callable[[str], None]) -> None:
         self.source, self.step = source, step
-        self._model = None
+        self.model = functools.cache(functools.partial(open_model, source))
         self.prompts = {kind: prompt_for(source.prompts, kind) for kind in ("query", "passage")}
 
     @property
-    def model(self):  # type: ignore[no-untyped-def]  # a SentenceTransformer, whose import is slow
-        """The model itself."""
-        self._model = self._model or open_model(self.source)
-        return self._model
+    def max_tokens(self) -> int:
+        """Where texts are cut."""
+        return self.source.max_tokens or self.model("cpu").max_seq_length or 512
 
     def encode(self, name: str, kind: str, texts: list[str]) -> Encoded:
         self.step(f"fp32: {name}")
         prompt = self.prompts[kind]
-        return _kept([self.source.digest, prompt, texts], lambda folder: encode(self.model, texts, prompt, VectorStore(folder)))
+        return _kept(
+            [self.source.digest, prompt, texts], lambda folder: encode(self.model("cpu"), texts, prompt, VectorStore(folder))
+        )
 
 
 def _kept(made_of: list[object], make: Callable[[Path], Encoded]) -> Encoded:
@@ -128,9 +129,7 @@ def _discard(_: Encoded) -> None:
     """A stage's maker returns nothing: what it wrote is what counts."""
 
 
-def _verdict(
-    artifact: Judged, device: str, reference: _Reference, texts: dict[str, tuple[str, list[str]]], material: Material
-) -> Verdict:
+def _verdict(artifact: Judged, device: str, reference: _Reference, texts: Texts, material: Material) -> Verdict:
     reason = why_not(artifact.format, device)
     if reason:
         return Verdict(artifact.format, device, "not run", reason)
@@ -139,30 +138,45 @@ def _verdict(
         found = {name: _encode(artifact, device, reference, name, *each) for name, each in texts.items()}
         for name in texts:
             fidelity.check_shape(artifact.path.name, expected[name], found[name])
+        speeds = _speeds(artifact, device, reference, texts)
     except (ArtifactError, MachineError) as error:
         return Verdict(artifact.format, device, "failed", str(error))
-    return _judge(artifact, device, expected, found, material, texts[SCREEN][1])
+    verdict = _judge(artifact, device, expected, found, material, texts[SCREEN][1])
+    return replace(verdict, texts_per_second=speeds[0], reference_texts_per_second=speeds[1])
 
 
 def _encode(artifact: Judged, device: str, reference: _Reference, name: str, kind: str, texts: list[str]) -> Encoded:
     reference.step(f"{artifact.format} on {device}: {name}")
-    prompt, limit = reference.prompts[kind], reference.source.max_tokens or reference.model.max_seq_length or 512
+    prompt, limit = reference.prompts[kind], reference.max_tokens
+    return _kept(
+        [artifact.digest, device, limit, prompt, texts], lambda folder: _read(artifact, device, texts, prompt, limit, folder)
+    )
 
-    def make(folder: Path) -> Encoded:
-        if artifact.format == "gguf":
-            return read_gguf(artifact.path, texts, limit, folder, prompt, gpu=device == "cuda")
-        return read_torchao(artifact.path, texts, prompt, device, VectorStore(folder))
 
-    return _kept([artifact.digest, device, limit, prompt, texts], make)
+def _read(artifact: Judged, device: str, texts: Sequence[str], prompt: str, limit: int, folder: Path) -> Encoded:
+    if artifact.format == "gguf":
+        return read_gguf(artifact.path, texts, limit, folder, prompt, gpu=device == "cuda")
+    return read_torchao(artifact.path, texts, prompt, device, VectorStore(folder))
+
+
+def _speeds(artifact: Judged, device: str, reference: _Reference, texts: Texts) -> tuple[float, float]:
+    """Texts per second of the artifact and of fp32, on passages of the largest set."""
+    reference.step(f"{artifact.format} on {device}: speed")
+    kind, passages = max(texts.values(), key=lambda each: len(each[1]))
+    prompt, model = reference.prompts[kind], reference.model(device)
+    return side_by_side(
+        passages,
+        lambda sample, folder: encode(model, sample, prompt, VectorStore(folder)),
+        lambda sample, folder: _read(artifact, device, sample, prompt, reference.max_tokens, folder),
+    )
 
 
 def _judge(
-    artifact: Judged, device: str, expected: dict[str, Encoded], found: dict[str, Encoded], material: Material,
+    artifact: Judged, device: str, expected: Mapping[str, Encoded], found: Mapping[str, Encoded], material: Material,
     sentences: list[str],
 ) -> Verdict:  # fmt: skip
     reference, ours = expected[SCREEN], found[SCREEN]
     same = fidelity.same_tokens(reference, ours)
-    largest = max(expected, key=lambda name: len(expected[name].lengths))
     return Verdict(
         format=artifact.format,
         device=device,
@@ -173,45 +187,14 @@ def _judge(
         fidelity=fidelity.measure(reference, ours),
         cosines=tuple(float(each) for each in cosines(np.asarray(reference.vectors), np.asarray(ours.vectors))),
         same_tokens=fidelity.measure(reference, ours, same) if not same.all() and same.sum() > 10 else None,
-        texts_per_second=found[largest].texts_per_second,
-        reference_texts_per_second=expected[largest].texts_per_second,
-        retrieval=tuple(_retrieval(each, expected, found) for each in material.sets),
-        sts=_sts(material, expected["sts"], found["sts"]) if material.sts else None,
+        retrieval=tuple(
+            retrieval.judge(each, *(_vectors_of(each, vectors) for vectors in (expected, found))) for each in material.sets
+        ),
+        sts=sts.judge(material.sts_name, [each[0] for each in material.sts], expected[STS], found[STS])
+        if material.sts
+        else None,
     )
 
 
-def _retrieval(data: RetrievalSet, expected: dict[str, Encoded], found: dict[str, Encoded]) -> RetrievalVerdict:
-    names = [f"{data.name} {part}" for part in ("queries", "documents")]
-    reference, ours = (score(data, *(each[name].vectors for name in names)) for each in (expected, found))
-    judged = difference(reference.per_query["ndcg_at_10"], ours.per_query["ndcg_at_10"])
-    deltas = ours.per_query["ndcg_at_10"] - reference.per_query["ndcg_at_10"]
-    means = {measure: ours.mean(measure) for measure in ours.per_query}
-    means |= {f"reference_{measure}": reference.mean(measure) for measure in reference.per_query}
-    same = np.concatenate([fidelity.same_tokens(expected[name], found[name]) for name in names])
-    return RetrievalVerdict(
-        dataset=data.name,
-        queries=len(data.queries),
-        documents=len(data.documents),
-        delta=judged.mean,
-        ci_low=judged.ci_low,
-        ci_high=judged.ci_high,
-        p_value=judged.p_value,
-        tokens_equal=float(same.mean()),
-        cos_mean=float(np.concatenate(list(_cosines(expected[names[1]], found[names[1]]))).mean()),
-        deltas=tuple(float(delta) for delta in deltas),
-        **means,
-    )
-
-
-def _cosines(expected: Encoded, found: Encoded, rows: int = 8192) -> Iterator[np.ndarray]:
-    for start in range(0, len(expected.vectors), rows):
-        yield cosines(np.asarray(expected.vectors[start : start + rows]), np.asarray(found.vectors[start : start + rows]))
-
-
-def _sts(material: Material, expected: Encoded, found: Encoded) -> StsVerdict:
-    human = [each[0] for each in material.sts]
-    ours, reference = (
-        float(stats.spearmanr(human, cosines(np.asarray(each.vectors[::2]), np.asarray(each.vectors[1::2]))).statistic)
-        for each in (found, expected)
-    )
-    return StsVerdict(material.sts_name, len(human), ours, reference)
+def _vectors_of(data: RetrievalSet, vectors: Mapping[str, Encoded]) -> retrieval.Vectors:
+    return retrieval.Vectors(*(vectors[name] for name in _names_of(data)))

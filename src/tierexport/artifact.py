@@ -1,0 +1,58 @@
+"""What lies at a path: an artifact folder with its manifest and verification, or somebody's file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tierexport.errors import ArtifactError
+
+MANIFEST, VERIFICATION = "manifest.json", "verify.json"
+
+
+def artifacts_at(path: Path) -> tuple[tuple[str, Path], ...]:
+    """Format and place of every artifact at a path, none of them opened.
+
+    The path is a GGUF, a folder with safetensors, or a folder that tierexport built, whose manifest
+    says what has to be there. Raises ArtifactError when it is nothing of the kind.
+    """
+    if (path / MANIFEST).is_file():
+        return tuple((each["format"], path / each["path"]) for each in read_manifest(path)["artifacts"])
+    if path.is_dir() and any(path.glob("*.safetensors")):
+        return (("torchao", path),)
+    if path.is_file():
+        return (("gguf", path),)
+    raise ArtifactError(f"{path} is neither a GGUF file, nor a folder with safetensors, nor an artifact of tierexport")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that tierexport built. Raises ArtifactError when it is not one."""
+    found = _read_object(folder / MANIFEST)
+    try:
+        for each in found["artifacts"]:
+            if not (folder / each["path"]).resolve().is_relative_to(folder.resolve()):
+                raise ArtifactError(f"{folder / MANIFEST} names {each['path']!r}, which lies outside the folder")
+            str(each["format"]), int(each["bytes"])
+        str(found["model"]["digest"]), str(found["model"]["spec"]), str(found["recipe"]["name"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} is not a manifest that tierexport wrote: {error!r}") from None
+    return found
+
+
+def read_verification(folder: Path) -> dict[str, Any]:
+    """The verification of a folder that tierexport built. Raises ArtifactError when there is none."""
+    found = _read_object(folder / VERIFICATION)
+    if not isinstance(found.get("results"), list):
+        raise ArtifactError(f"{folder / VERIFICATION} has no results: verify the folder again")
+    return found
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"can't read {path} ({error.strerror}): tierexport build makes such a folder") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{path} is not a JSON object")
+    return found
