@@ -11,7 +11,8 @@ PACKAGE = ROOT / "src" / "tierexport"
 
 LAYERS = [
     {"records", "verdicts", "errors"},
-    {"source", "artifact", "roles", "datasets", "metrics", "workdir", "shipped", "archive", "libraries", "progress"},
+    {"source", "artifact", "hub", "roles", "metrics", "workdir", "shipped", "archive", "libraries", "progress"}
+    | {"datasets", "beir", "textfiles"},
     {"recipe", "plan", "encode"},
     {"calibrate", "formats"},
     {"verify", "inspection"},

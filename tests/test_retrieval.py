@@ -10,7 +10,8 @@ from scipy import stats
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.metrics import ndcg_score
 
-from tierexport.datasets import BUILTIN, read_beir
+from tierexport.beir import read_beir
+from tierexport.datasets import BUILTIN
 from tierexport.errors import DataError
 from tierexport.records import Floats, RetrievalSet
 from tierexport.verify.intervals import difference

@@ -1,20 +1,17 @@
 """Sources: every way to name a model, and every way in which its files can be wrong."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from loopback_hub import COMMIT, Hub, serving
 from tierexport.encode import check_complete
 from tierexport.errors import InputError, MachineError, SourceError
 from tierexport.records import Source
@@ -230,93 +227,17 @@ def test_weights_that_lack_what_the_configuration_promises_are_refused(model: Pa
 # --- a hub, over real HTTP
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(ThreadingHTTPServer):
-    """The three answers of a hub that huggingface_hub's snapshot_download asks for."""
-
-    def __init__(self, files: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.files = files
-        self.asked: list[str] = []
-
-
-class _Answer(BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        self.server.asked.append(self.path)
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/models/org/tiny/revision/") or path == "/api/models/org/tiny":
-            revision = path.rpartition("/")[2]
-            if revision not in ("main", "v1", "tiny", COMMIT):
-                self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
-                return
-            self._send(200, json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": []}).encode(), {}, body)
-        elif path == f"/api/models/org/tiny/tree/{COMMIT}":
-            files = [file for file in self.server.files.rglob("*") if file.is_file()]
-            tree = [
-                {
-                    "type": "file",
-                    "path": str(file.relative_to(self.server.files)),
-                    "size": file.stat().st_size,
-                    "oid": file.name,
-                }
-                for file in files
-            ]
-            self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, body)
-        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
-            content = (self.server.files / path.removeprefix(f"/org/tiny/resolve/{COMMIT}/")).read_bytes()
-            self._send(200, content, {"ETag": f'"{hash(content):x}"', "X-Repo-Commit": COMMIT}, body)
-        else:
-            self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
-
-    def _send(self, code: int, content: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(code)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on stderr."""
-
-
 @pytest.fixture
-def hub(model: Path) -> Iterator[Hub]:
+def hub(model: Path, tmp_path: Path) -> Iterator[Hub]:
     (model / "pytorch_model.bin").write_bytes(b"never fetched")
-    with Hub(model) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+    with serving({"models/org/tiny": model}, tmp_path / "hub") as server:
         yield server
-        server.shutdown()
 
 
 @pytest.fixture
-def open_from(hub: Hub, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """`open_source` in a process of its own, whose environment points the real client at `hub`."""
-
-    def opened(name: str, **environment: str) -> dict[str, Any]:
-        code = (
-            "import json, sys\nfrom dataclasses import asdict\nfrom tierexport.errors import TierexportError\n"
-            "from tierexport.source import open_source\n"
-            "try: print(json.dumps(asdict(open_source(sys.argv[1])), default=str))\n"
-            "except TierexportError as error: print(json.dumps([type(error).__name__, str(error)]))"
-        )
-        here = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HUB_CACHE": str(tmp_path / "hub")}
-        done = subprocess.run(
-            [sys.executable, "-c", code, name], env={**os.environ, **here, **environment}, capture_output=True, check=True
-        )
-        return json.loads(done.stdout)  # type: ignore[no-any-return]
-
-    return opened
+def open_from(hub: Hub) -> Callable[..., Any]:
+    """`open_source`, its client pointed at `hub`."""
+    return partial(hub.ask, "from tierexport.source import open_source", "open_source(name)")
 
 
 def test_a_hub_revision_is_fetched_resolved_and_recorded(

@@ -15,7 +15,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel
 
 from conftest import RECIPES, Built, build, encoded, run
-from tierexport.datasets import BUILTIN, read_beir, read_sts, screen
+from tierexport.beir import read_beir
+from tierexport.datasets import BUILTIN, read_sts, screen
 from tierexport.encode import VectorStore, length_sorted, open_model
 from tierexport.errors import DataError
 from tierexport.records import Encoded, Gate, RetrievalSet, Source

@@ -90,7 +90,7 @@ def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], as_json: b
 @main.command(epilog="Example: tierexport verify three_tier --data scifact --device cpu")
 @click.argument("target", type=click.Path(exists=True, path_type=Path))
 @click.option("--model", help="The fp32 model, for an artifact that tierexport did not build.")
-@click.option("--data", multiple=True, metavar="BEIR_DIR", help="A retrieval set; may be given several times.")
+@click.option("--data", multiple=True, metavar="SET", help="A BEIR folder or a hub's ORG/NAME; may be given several times.")
 @click.option("--sts", metavar="FILE", help="Sentence pairs: score, sentence, sentence with tabs between.")
 @click.option("--device", default="cpu,cuda", show_default=True, help="Where to run the artifacts.")
 @json_option

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tierexport.beir import split_off
 from tierexport.errors import RecipeError
 from tierexport.records import (
     FIDELITY_GATES,
@@ -56,11 +57,18 @@ def _settle_paths(document: dict[str, Any], overridden: Sequence[str]) -> None:
         place: Any = document
         for part in parents:
             place = place[part]
-        place[last] = [_settled(each) for each in place[last]] if isinstance(place[last], list) else _settled(place[last])
+        settle = _settled_set if key == "verify.data" else _settled
+        place[last] = [settle(each) for each in place[last]] if isinstance(place[last], list) else settle(place[last])
 
 
 def _settled(value: Any) -> Any:
     return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
+
+
+def _settled_set(value: Any) -> Any:
+    """A retrieval set's folder may be followed by `:SPLIT`."""
+    path, split = split_off(value, Path()) if isinstance(value, str) else (value, None)
+    return _settled(path) if split is None else f"{_settled(path)}:{split}"
 
 
 def load_document(path: Path) -> dict[str, Any]:
@@ -305,7 +313,7 @@ def _torchao(value: Any) -> TorchaoSettings:
 def _verify(value: Any) -> VerifySettings:
     table = _Table(value, "verify", ("data", "sts", "gates"))
     return VerifySettings(
-        data=table.get("data", _texts, "BEIR folders", ()),
+        data=table.get("data", _texts, "BEIR folders, or ORG/NAME[@REVISION][:SPLIT] on a hub", ()),
         sts=table.get("sts", _text, "a file of score, sentence, sentence with tabs between", None),
         gates=tuple(_gate(each) for each in table.get("gates", _texts, 'gates like "top10_retention >= 0.97"', ())),
     )

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tierexport.errors import MachineError, SourceError
+from tierexport.hub import HUB_ID, fetch, is_hub_id
 from tierexport.records import Source
 from tierexport.shipped import shipped
 from tierexport.workdir import file_digest, value_digest
@@ -32,7 +33,6 @@ POOLINGS = ("mean", "cls", "lasttoken")
 FILE_NAME = r"(?!\.)[\w.-]{1,100}"
 """What the name of a model or a recipe may be: it becomes part of file names."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 
 
@@ -58,7 +58,7 @@ def describe(model: str, folder: Path) -> Description:
     """
     if (folder / model).is_dir():
         return Description(source=str((folder / model).resolve()))
-    if model.startswith("pypi:") or (_HUB_ID.fullmatch(model) and not model.startswith((".", "/"))):
+    if model.startswith("pypi:") or is_hub_id(model):
         return Description(source=model)
     listed = {path.stem: path for place in (shipped("models"), folder / "models") for path in place.glob("*.toml")}
     if model in listed:
@@ -119,7 +119,7 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         max_tokens=known.max_tokens or settings.max_tokens,
         prompts={**settings.prompts, **known.prompts},
         licence=known.licence or _card_licence(path),
-        base_model=known.base_model or (known.source.partition("@")[0] if _HUB_ID.fullmatch(known.source) else None),
+        base_model=known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None),
     )
     if not source.layers:
         raise SourceError(f"{model}: config.json states no whole number of layers ({' or '.join(_LAYER_KEYS)})")
@@ -170,26 +170,9 @@ def _installed(package: str) -> tuple[Path, str]:
 
 
 def _from_hub(repository: str, revision: str | None) -> tuple[Path, str]:
-    """Fetch a snapshot through huggingface_hub: its cache, HF_ENDPOINT and offline mode hold."""
-    import huggingface_hub
-    from huggingface_hub import errors as hub
-
-    where = f"{repository}@{revision}" if revision else repository
     patterns = [pattern for each in MODEL_FILES for pattern in (each, f"*/{each}")]
-    try:
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=revision, allow_patterns=[*patterns, "README.md"], ignore_patterns=["onnx/*", "openvino/*"]
-        )
-    except hub.RepositoryNotFoundError as error:
-        raise SourceError(f"the hub has no model {repository}, or it is private or gated: log in, or check the name") from error
-    except hub.RevisionNotFoundError as error:
-        raise SourceError(f"the hub's {repository} has no revision {revision!r}") from error
-    except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MachineError(
-            f"can't fetch {where} from the hub ({first}): check the network and HF_ENDPOINT, or name a local folder"
-        ) from error
-    return Path(folder), Path(folder).name
+    folder = fetch("model", repository, revision, [*patterns, "README.md"], SourceError, ignored=("onnx/*", "openvino/*"))
+    return folder, folder.name
 
 
 # --- what the files say

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from tierexport import encode as encoding
-from tierexport.datasets import read_beir, read_sts, screen
+from tierexport.beir import read_retrieval_set
+from tierexport.datasets import read_sts, screen
 from tierexport.encode import VectorStore, encode, open_encoded, open_model, prompt_for
 from tierexport.errors import ArtifactError, DataError, MachineError
 from tierexport.metrics import cosines
@@ -56,8 +57,8 @@ class Material:
 
 
 def read_material(settings: VerifySettings, folder: Path) -> Material:
-    """Read what a recipe or a command names. Raises DataError."""
-    sets = tuple(read_beir(folder / Path(each).expanduser()) for each in settings.data)
+    """Read what a recipe or a command names. Raises DataError, or MachineError for a hub out of reach."""
+    sets = tuple(read_retrieval_set(each, folder) for each in settings.data)
     if twice := [name for name, count in Counter(each.name for each in sets).items() if count > 1]:
         raise DataError(f"two retrieval sets are named {twice[0]!r}: nobody could tell their figures apart")
     if settings.sts is None:
