@@ -15,7 +15,7 @@ LAYERS = [
     | {"datasets", "beir", "textfiles"},
     {"recipe", "plan", "encode"},
     {"calibrate", "formats"},
-    {"verify", "inspection"},
+    {"verify", "inspection", "comparison"},
     {"card", "report", "doctor"},
     {"pipeline"},
     {"cli", "__main__"},

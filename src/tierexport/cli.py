@@ -126,6 +126,23 @@ def _exit_with(found: Any) -> None:
         sys.exit(EXIT_GATE_FAILED)
 
 
+@main.command(epilog="Example: tierexport compare artifacts/* --picture sizes.svg")
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.option("--picture", type=click.Path(path_type=Path), default="compare.svg", show_default=True, help="svg, png or pdf.")
+@json_option
+def compare(folders: tuple[Path, ...], picture: Path, as_json: bool) -> None:
+    """Set built artifacts side by side: bytes against fidelity and retrieval, as table and picture."""
+    from tierexport import comparison, pipeline
+    from tierexport.report import tables
+
+    compared = pipeline.compare_folders(folders, picture)
+    if as_json:
+        _print_json(comparison.as_json(compared) | {"picture": str(picture)})
+    else:
+        _print(tables.compare_table(compared))
+        click.echo(f"drawn to {picture}")
+
+
 @main.command(epilog="Example: tierexport inspect model.gguf")
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option

@@ -12,6 +12,7 @@ from tierexport import __version__, archive
 from tierexport.artifact import MANIFEST, VERIFICATION, artifacts_at, read_manifest
 from tierexport.calibrate import measure_importance, texts_digest
 from tierexport.card import render_card
+from tierexport.comparison import Compared, compare
 from tierexport.datasets import calibration_texts
 from tierexport.encode import check_complete, open_model
 from tierexport.errors import ArtifactError
@@ -24,6 +25,7 @@ from tierexport.progress import stage
 from tierexport.recipe import read_recipe
 from tierexport.records import Artifact, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, VerifySettings
 from tierexport.report.page import render_page
+from tierexport.report.pictures import compare_picture
 from tierexport.source import check_finite, open_source
 from tierexport.verdicts import Verification
 from tierexport.verify import Judged, Material, read_material, verify
@@ -108,6 +110,13 @@ def verify_again(target: Path, model: str | None, settings: VerifySettings, devi
         write_json(target / MANIFEST, manifest)
         _write_verification(target, manifest, verification)
     return verification
+
+
+def compare_folders(folders: Sequence[Path], picture: Path) -> tuple[Compared, ...]:
+    """What verified artifact folders are worth side by side, drawn to `picture`. Raises InputError."""
+    compared = compare(folders)
+    write_whole(picture, compare_picture(compared, picture.suffix.lstrip(".").lower()))
+    return compared
 
 
 def _verify(

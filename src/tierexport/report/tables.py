@@ -8,6 +8,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from tierexport.comparison import Compared
 from tierexport.inspection import Inspection
 from tierexport.records import FormatPlan, Plan, Tensor
 from tierexport.roles import ROLES
@@ -139,6 +140,22 @@ def _gates_table(found: Verification) -> Table:
     for gate in found.gates:
         shown = "[green]yes[/]" if gate.passed else "[red]no[/]"
         table.add_row(gate.name, gate.format, gate.device, "not measured" if gate.value is None else f"{gate.value:.5f}", shown)
+    return table
+
+
+def compare_table(compared: Sequence[Compared]) -> Table:
+    """A row per artifact and device, smallest first; intervals are 95 %."""
+    sets = list(dict.fromkeys(name for each in compared for name in each.retrieval))
+    names = ("recipe", "format", "device", "MB", "stored bits", "1−cos", "interval", "top-10 kept", "speed of fp32's",
+             *(f"{name}: NDCG@10 less fp32's" for name in sets))  # fmt: skip
+    table = _table("side by side", *names, right=names[3:])
+    for each in compared:
+        found = (each.retrieval.get(name) for name in sets)
+        table.add_row(
+            each.name, each.format, each.device, f"{each.bytes / 1e6:.2f}", f"{each.stored_bits:.2f}", f"{each.loss:.5f}",
+            "{:.5f} to {:.5f}".format(*each.loss_ci), f"{each.top10_retention:.4f}", f"{each.speed_ratio:.2f} ×",
+            *("{:+.4f} ({:+.4f} to {:+.4f})".format(it.delta, *it.ci) if it else "" for it in found),
+        )  # fmt: skip
     return table
 
 

@@ -1,0 +1,88 @@
+"""compare: what the folders say, in one table and one picture."""
+
+import json
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from conftest import Built, run
+from tierexport.datasets import BUILTIN
+
+
+@pytest.fixture(scope="module")
+def scored(three_tier: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """three_tier with retrieval figures."""
+    folder = Path(shutil.copytree(three_tier.folder, tmp_path_factory.mktemp("scored") / "three_tier"))
+    assert run("verify", folder, "--data", BUILTIN / "retrieval", "--device", "cpu").exit_code == 0
+    return folder
+
+
+def test_the_table_says_what_the_folders_say(scored: Path, packed: Built, tmp_path: Path) -> None:
+    done = run("compare", scored, packed.folder, "--picture", tmp_path / "sizes.svg", "--json")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)["artifacts"]
+    assert [(each["name"], each["format"]) for each in rows] == [
+        ("four_bit", "torchao"),
+        ("three_tier", "gguf"),
+        ("three_tier", "torchao"),
+    ]  # by size
+    verified = {each["format"]: each for each in json.loads((scored / "verify.json").read_text())["results"]}
+    for row in rows[1:]:
+        ours = verified[row["format"]]
+        assert row["loss"] == 1 - ours["cos_mean"]
+        assert row["loss_ci"] == [1 - ours["cos_mean_ci"][1], 1 - ours["cos_mean_ci"][0]]
+        (judged,) = ours["retrieval"]
+        assert row["retrieval"]["retrieval"]["delta"] == judged["delta"]
+        assert row["retrieval"]["retrieval"]["ci"] == [judged["ci_low"], judged["ci_high"]]
+    assert rows[0]["retrieval"] == {}  # it was not scored
+    assert rows[0]["bytes"] == packed.artifact("torchao")["bytes"]
+    shown = run("compare", scored, packed.folder, "--picture", tmp_path / "sizes.svg")
+    assert f"{judged['delta']:+.4f} ({judged['ci_low']:+.4f} to {judged['ci_high']:+.4f})" in shown.stdout
+
+
+def test_the_picture_names_every_artifact_and_comes_out_the_same_each_time(scored: Path, packed: Built, tmp_path: Path) -> None:
+    pictures = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for picture in pictures:
+        assert run("compare", scored, packed.folder, "--picture", picture).exit_code == 0
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    said = [each.text for each in ElementTree.parse(pictures[0]).iter("{http://www.w3.org/2000/svg}text")]
+    assert said.count("three_tier") == 4  # two formats in two panels
+    assert said.count("four_bit") == 1
+    assert "1 − cosine to fp32, lower is better" in said
+    assert "retrieval: NDCG@10 less fp32's, 95 % interval" in said
+    assert run("compare", scored, "--picture", tmp_path / "sizes.png").exit_code == 0
+    assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_carry_the_model_where_there_are_several(scored: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(scored, tmp_path / "other"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["model"] |= {"name": "another", "digest": "0"}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    done = run("compare", scored, other, "--picture", tmp_path / "two.svg", "--json")
+    names = {each["name"] for each in json.loads(done.stdout)["artifacts"]}
+    assert names == {"all-MiniLM-L6-v2 three_tier", "another three_tier"}
+
+
+def test_folders_without_figures_are_refused(scored: Path, tmp_path: Path) -> None:
+    def refused(folder: Path, picture: str = "c.svg") -> str:
+        done = run("compare", folder, "--picture", tmp_path / picture)
+        assert done.exit_code == 2
+        assert not (tmp_path / picture).exists()
+        return done.stderr
+
+    assert "can't read" in refused(tmp_path)
+    assert "a picture is one of svg, png, pdf" in refused(scored, "c.txt")
+    folder = Path(shutil.copytree(scored, tmp_path / "copy"))
+    whole = json.loads((folder / "verify.json").read_text())
+    for result in whole["results"]:
+        del result["cos_mean_ci"]
+    (folder / "verify.json").write_text(json.dumps(whole))
+    assert "was verified by another version of tierexport ('cos_mean_ci'): verify it again" in refused(folder)
+    (folder / "verify.json").write_text(json.dumps(whole | {"results": []}))
+    assert "no artifact in it ran on any device" in refused(folder)
+    (folder / "verify.json").unlink()
+    assert "verify.json" in refused(folder)
+    assert run("compare").exit_code == 2
