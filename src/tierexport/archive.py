@@ -52,15 +52,23 @@ def sources() -> Path:
     return _unpacked(f"llama.cpp-{pin().version}", ("",))
 
 
+def archive_file(folder: Path) -> Path:
+    """The pinned archive itself, checked: the one that TIEREXPORT_ARCHIVE names, or fetched into `folder`.
+
+    Raises MachineError when it can't be had or is not the pinned one.
+    """
+    named = os.environ.get("TIEREXPORT_ARCHIVE")
+    archive = Path(named) if named else _download(pin(), folder)
+    _check(pin(), archive)
+    return archive
+
+
 def _unpacked(name: str, parts: tuple[str, ...]) -> Path:
     pinned = pin()
 
     def unpack(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            named = os.environ.get("TIEREXPORT_ARCHIVE")
-            archive = Path(named) if named else _download(pinned, Path(scratch))
-            _check(pinned, archive)
-            _extract(pinned, archive, parts, folder)
+            _extract(pinned, archive_file(Path(scratch)), parts, folder)
 
     return Stages(cache_dir()).run(name, pinned.sha256, unpack)
 
