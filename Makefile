@@ -18,6 +18,8 @@ check: .venv/installed  ## formatting, lint, types
 	$(BIN)/mypy
 
 bench: .venv/installed tools  ## performance, as ratios taken side by side
+	$(BIN)/python benchmarks/encoding.py
+	$(BIN)/python benchmarks/passages.py
 	$(BIN)/python benchmarks/quantizing.py
 
 tools: .venv/installed  ## llama.cpp's own programs, from the pinned archive, to compare with

@@ -15,9 +15,9 @@ LAYERS = [
     | {"datasets", "beir", "textfiles"},
     {"recipe", "plan", "encode"},
     {"calibrate", "formats"},
-    {"verify", "inspection", "comparison"},
+    {"verify", "search", "inspection", "comparison"},
     {"card", "report", "doctor"},
-    {"pipeline"},
+    {"pipeline", "exploration"},
     {"cli", "__main__"},
 ]
 """Lowest first. Within a layer modules may import each other."""

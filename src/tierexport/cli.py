@@ -143,6 +143,68 @@ def compare(folders: tuple[Path, ...], picture: Path, as_json: bool) -> None:
         click.echo(f"drawn to {picture}")
 
 
+@main.command(name="map", epilog="Example: tierexport map all-MiniLM-L6-v2 --picture layers.svg")
+@click.argument("model")
+@click.option("--picture", type=click.Path(path_type=Path), default="map.svg", show_default=True, help="svg, png or pdf.")
+@click.option("--toml", "as_toml", is_flag=True, help="Print the [map] part of models/NAME.toml and nothing else.")
+@json_option
+def map_layers(model: str, picture: Path, as_toml: bool, as_json: bool) -> None:
+    """Show which layers of MODEL do the work, and what rounding each one alone costs."""
+    import tomli_w
+
+    from tierexport import exploration
+    from tierexport.report import tables
+
+    found = exploration.map_model(model, picture)
+    if as_json:
+        _print_json(found.as_json())
+    elif as_toml:
+        click.echo(tomli_w.dumps(found.as_toml()), nl=False)
+    else:
+        _print(tables.map_table(found), *tables.map_notes(found))
+        click.echo(f"drawn to {picture}")
+
+
+@main.command(epilog="Example: tierexport search all-MiniLM-L6-v2 --bits 5.8 --out mini_5.8.toml")
+@click.argument("model")
+@click.option("--bits", type=click.FloatRange(0, min_open=True), help="Budget: stored bits per parameter, of the whole file.")
+@click.option("--bytes", "size", type=click.IntRange(1), help="Budget: bytes of the whole file.")
+@click.option("--lossless", is_flag=True, help="The smallest file whose retrieval can't be told from fp32's, on --data.")
+@click.option("--frontier", is_flag=True, help="Draw bytes against loss instead, beside llama.cpp's own types.")
+@click.option("--data", metavar="SET", help="Of --lossless: a BEIR folder or ORG/NAME; the built-in set if not given.")
+@click.option("--out", type=click.Path(path_type=Path), help="Recipe to write; MODEL-BUDGET.toml if not given.")
+@click.option("--picture", type=click.Path(path_type=Path), default="frontier.svg", show_default=True, help="Of --frontier.")
+@json_option
+def search(
+    model: str, bits: float | None, size: int | None, lossless: bool, frontier: bool, data: str | None, out: Path | None,
+    picture: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Find the recipe of least damage for MODEL within a budget; write it, build it, verify it."""
+    from tierexport import exploration
+    from tierexport.report import tables
+
+    if (bits is not None) + (size is not None) + lossless + frontier != 1:
+        raise click.UsageError("name one of --bits, --bytes, --lossless and --frontier")
+    if frontier:
+        drawn = exploration.frontier(model, picture)
+        if as_json:
+            _print_json(drawn.as_json())
+        else:
+            _print(tables.frontier_table(drawn))
+            click.echo(f"drawn to {picture}")
+        return
+    if lossless:
+        found, built = exploration.search_lossless(model, data, out)
+    else:
+        found, built = exploration.search(model, bits, size, out)
+    if as_json:
+        _print_json({**found.as_json(), "out": str(built.out), **built.verification.as_json()})
+    else:
+        _print(tables.found_table(found), *tables.verification_tables(built.verification))
+        click.echo(f"recipe written to {found.recipe}, built in {built.out}")
+    _exit_with(built.verification)
+
+
 @main.command(epilog="Example: tierexport inspect model.gguf")
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option

@@ -25,7 +25,7 @@ from tierexport.progress import stage
 from tierexport.recipe import read_recipe
 from tierexport.records import Artifact, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, VerifySettings
 from tierexport.report.page import render_page
-from tierexport.report.pictures import compare_picture
+from tierexport.report.pictures import compare_picture, kind_of
 from tierexport.source import check_finite, open_source
 from tierexport.verdicts import Verification
 from tierexport.verify import Judged, Material, read_material, verify
@@ -114,8 +114,9 @@ def verify_again(target: Path, model: str | None, settings: VerifySettings, devi
 
 def compare_folders(folders: Sequence[Path], picture: Path) -> tuple[Compared, ...]:
     """What verified artifact folders are worth side by side, drawn to `picture`. Raises InputError."""
+    kind = kind_of(picture)
     compared = compare(folders)
-    write_whole(picture, compare_picture(compared, picture.suffix.lstrip(".").lower()))
+    write_whole(picture, compare_picture(compared, kind))
     return compared
 
 

@@ -49,6 +49,7 @@ class Description:
     max_tokens: int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
     published: Mapping[str, Any] = field(default_factory=dict)
+    map: Mapping[str, Any] = field(default_factory=dict)
 
 
 def describe(model: str, folder: Path) -> Description:

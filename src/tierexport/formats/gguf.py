@@ -90,9 +90,9 @@ class GgufFormat:
             if name not in WRITABLE:
                 raise PlanError(f"tiers.{tier.name}: {name!r} is no GGUF type that can be written: {', '.join(WRITABLE)}")
         for name in wanted:
-            if _fits(tensor, name):
+            if fits(tensor, name):
                 return name, ""
-        if fallback and _fits(tensor, fallback):
+        if fallback and fits(tensor, fallback):
             return fallback, f"fallback: {wanted[0]} does not fit"
         raise PlanError(_misfit(tensor, tier, wanted[0]))
 
@@ -105,14 +105,15 @@ class GgufFormat:
 _OTHER_FORMAT = "torchao is still possible: --set 'formats=[\"torchao\"]'"
 
 
-def _fits(tensor: Tensor, native: str) -> bool:
+def fits(tensor: Tensor, native: str) -> bool:
+    """Whether a tensor's rows are whole blocks of a native type."""
     block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[native]]
     return bool(tensor.shape[-1] % block == 0)
 
 
 def _misfit(tensor: Tensor, tier: Tier, native: str) -> str:
     block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[native]][0]
-    fitting = [name for name in WRITABLE if _fits(tensor, name)]
+    fitting = [name for name in WRITABLE if fits(tensor, name)]
     return (
         f"{tensor.name} of shape {tensor.shape} can't take {native}: its blocks hold {block} values, and "
         f"{tensor.shape[-1]} columns are no multiple of that. Name a type that fits in tiers.{tier.name}.gguf "
@@ -201,8 +202,32 @@ def write_gguf(
     """
     reader = gguf.GGUFReader(converted(source))
     data = {tensor.name: tensor.data for tensor in reader.tensors}
-    writer = gguf.GGUFWriter(path, arch=reader.get_field("general.architecture").contents())
-    _copy_metadata(reader, writer)
+    writer = _begun(plan, recipe, source, imatrix, reader, path)
+    for row in plan.rows:
+        writer.write_tensor_data(_quantized(row, data[row.tensor.name], imatrix))
+        step(row.tensor.parameters)
+    writer.close()
+
+
+def file_bytes(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix) -> int:
+    """The size to the byte of the file that `write_gguf` would write."""
+    with tempfile.TemporaryDirectory() as scratch:
+        header = Path(scratch) / "header.gguf"
+        _begun(plan, recipe, source, imatrix, gguf.GGUFReader(converted(source)), header).close()
+        return padded(header.stat().st_size) + sum(padded(row.bytes) for row in plan.rows)
+
+
+def padded(size: int) -> int:
+    """What `size` bytes take in a file, in which every tensor starts at a multiple of 32."""
+    return int(gguf.GGUFWriter.ggml_pad(size, gguf.GGUF_DEFAULT_ALIGNMENT))
+
+
+def _begun(
+    plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, fp32: gguf.GGUFReader, path: Path
+) -> gguf.GGUFWriter:
+    """A file with everything but the tensors' data."""
+    writer = gguf.GGUFWriter(path, arch=fp32.get_field("general.architecture").contents())
+    _copy_metadata(fp32, writer)
     _add_metadata(plan, recipe, source, imatrix, writer)
     for row in plan.rows:
         native = gguf.GGMLQuantizationType[row.type]
@@ -210,10 +235,7 @@ def write_gguf(
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for row in plan.rows:
-        writer.write_tensor_data(_quantized(row, data[row.tensor.name], imatrix))
-        step(row.tensor.parameters)
-    writer.close()
+    return writer
 
 
 def _stored_shape(row: PlannedTensor) -> tuple[int, ...]:

@@ -2,27 +2,36 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tierexport.comparison import Compared, Interval
 from tierexport.errors import InputError
+from tierexport.search.found import Frontier
+from tierexport.search.layer_map import ModelMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 KINDS = ("svg", "png", "pdf")
-COLOURS = {"gguf": "#2b7de0", "torchao": "#e0662b"}
+COLOURS = {"gguf": "#2b7de0", "torchao": "#e0662b", "searched": "#2b7de0", "shipped": "#2e9e5b", "llama.cpp": "#e0662b"}
 MARKS = {"cpu": "o", "cuda": "s"}
+
+
+def kind_of(picture: Path) -> str:
+    """The format that a picture's name asks for. Raises InputError for one that can't be drawn."""
+    kind = picture.suffix.lstrip(".").lower()
+    if kind not in KINDS:
+        raise InputError(f"can't draw {picture.name}: a picture is one of {', '.join(KINDS)}")
+    return kind
 
 
 def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
     """Megabytes against 1 − cosine and, for each retrieval set, the difference of NDCG@10 to fp32.
 
-    Every point has its 95 % interval. `kind` is the file format, one of KINDS; InputError for another.
+    Every point has its 95 % interval. `kind` is the file format, one of KINDS.
     """
-    if kind not in KINDS:
-        raise InputError(f"can't draw a {kind or 'nameless'} file: a picture is one of {', '.join(KINDS)}")
     sets = list(dict.fromkeys(name for each in compared for name in each.retrieval))
     figure = _figure(1 + len(sets))
     loss, *differences = figure.subplots(1, 1 + len(sets), squeeze=False)[0]
@@ -43,13 +52,68 @@ def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
     return _written(figure, kind)
 
 
-def _figure(panels: int) -> "Figure":
+def frontier_picture(found: Frontier, kind: str) -> bytes:
+    """Stored bits against loss: the searched sizes as a curve, the others as points with names."""
+    figure = _figure(1)
+    axes = figure.subplots()
+    curve = sorted((each for each in found.points if each.kind == "searched"), key=lambda each: each.bytes)
+    axes.plot([each.stored_bits for each in curve], [each.loss for each in curve], color=COLOURS["searched"], label="searched")
+    for other in ("llama.cpp", "shipped"):
+        points = [each for each in found.points if each.kind == other]
+        axes.plot([each.stored_bits for each in points], [each.loss for each in points], "o", color=COLOURS[other], label=other)
+        for each in points:
+            axes.annotate(each.name, (each.stored_bits, each.loss), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.set_yscale("log")
+    axes.set_xlabel("stored bits per parameter, whole file")
+    axes.set_title(f"{found.model}: 1 − cosine to fp32 on unseen sentences, lower is better")
+    axes.grid(color="0.92")
+    axes.legend(frameon=False)
+    return _written(figure, kind)
+
+
+def map_picture(found: ModelMap, kind: str) -> bytes:
+    """What each layer does above what rounding it alone costs, layer by layer."""
+    figure = _figure(1, 7.5)
+    does, costs = figure.subplots(2, 1, sharex=True)
+    layers = [each.layer for each in found.readings]
+    for name, label in _READINGS.items():
+        does.plot(layers, [getattr(each, name) for each in found.readings], "o-", label=label)
+    if found.binding_layer is not None:
+        does.axvline(found.binding_layer, color="0.5", linestyle=":", label="binding layer")
+    does.set_title(f"{found.model}: what each layer does")
+    does.set_ylim(bottom=min(0, does.get_ylim()[0]))
+    bits = sorted({each.bits for each in found.damages})
+    width = 0.8 / len(bits)
+    for number, each in enumerate(bits):
+        losses = [damage.loss for damage in found.damages if damage.bits == each]
+        costs.bar([layer + (number - (len(bits) - 1) / 2) * width for layer in layers], losses, width, label=f"at {each} bits")
+    costs.set_yscale("log")
+    costs.set_title("1 − cosine of the pooled vector, with this layer alone rounded")
+    costs.set_xlabel("layer")
+    costs.set_xticks(layers)
+    for axes in (does, costs):
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False, fontsize=8)
+    return _written(figure, kind)
+
+
+_READINGS = {
+    "rewrite": "rewrites its input",
+    "same_word": "nearest is the same word elsewhere",
+    "same_text": "nearest is a word of the same text",
+    "largest_share": "norm in the 4 largest dimensions",
+    "anisotropy": "anisotropy",
+}
+
+
+def _figure(panels: int, height: float = 4.5) -> "Figure":
     import matplotlib
     from matplotlib.figure import Figure
 
     # Text stays text, and the ids inside an SVG don't change from run to run.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tierexport", "font.size": 9})
-    return Figure(figsize=(6 * panels, 4.5), layout="constrained")
+    return Figure(figsize=(6 * panels, height), layout="constrained")
 
 
 def _scatter(axes: "Axes", compared: Sequence[Compared], values: Sequence[float], intervals: Sequence[Interval]) -> None:

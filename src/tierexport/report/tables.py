@@ -12,6 +12,8 @@ from tierexport.comparison import Compared
 from tierexport.inspection import Inspection
 from tierexport.records import FormatPlan, Plan, Tensor
 from tierexport.roles import ROLES
+from tierexport.search.found import Found, Frontier
+from tierexport.search.layer_map import ModelMap
 from tierexport.verdicts import Fidelity, RetrievalVerdict, Verdict, Verification
 
 COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green", 16: "cyan", 32: "blue"}
@@ -156,6 +158,54 @@ def compare_table(compared: Sequence[Compared]) -> Table:
             "{:.5f} to {:.5f}".format(*each.loss_ci), f"{each.top10_retention:.4f}", f"{each.speed_ratio:.2f} ×",
             *("{:+.4f} ({:+.4f} to {:+.4f})".format(it.delta, *it.ci) if it else "" for it in found),
         )  # fmt: skip
+    return table
+
+
+def map_table(found: ModelMap) -> Table:
+    """A row per layer: what it does, and what rounding it alone costs."""
+    bits = sorted({each.bits for each in found.damages})
+    names = ("layer", "rewrites", "same word", "same text", "largest dims", "anisotropy",
+             *(f"{part} at {each} bits" for each in bits for part in ("1−cos", "top-10")))  # fmt: skip
+    table = _table(f"{found.model}, {found.texts} texts", *names, right=names)
+    for each in found.readings:
+        costs = [damage for damage in found.damages if damage.layer == each.layer]
+        table.add_row(
+            str(each.layer), f"{each.rewrite:.3f}", f"{each.same_word:.3f}", f"{each.same_text:.3f}",
+            f"{each.largest_share:.3f}", f"{each.anisotropy:.3f}",
+            *(part for damage in costs for part in (f"{damage.loss:.5f}", f"{damage.top10_retention:.3f}")),
+        )  # fmt: skip
+    return table
+
+
+def map_notes(found: ModelMap) -> Iterator[str]:
+    """What the map says in words."""
+    if found.binding_layer is not None:
+        yield f"From layer {found.binding_layer} on, a word is nearer to its own text than to itself in another."
+    known = {name: value for name, value in found.correlations.items() if value is not None}
+    if known:
+        shown = ", ".join(f"{name} {value:+.2f}" for name, value in sorted(known.items(), key=lambda each: -abs(each[1])))
+        yield f"Rank correlation with the 4-bit loss over layers: {shown}."
+
+
+def found_table(found: Found) -> Table:
+    """The types that were chosen, by type, and what was predicted beside what was measured."""
+    names = ("type", "groups")
+    table = _table(
+        f"{found.bytes:,} bytes, {found.stored_bits:.3f} stored bits; 1−cos predicted {found.predicted:.6f}, "
+        f"measured {found.measured:.6f} on the same texts", *names
+    )  # fmt: skip
+    for native in sorted(set(found.types.values()), key=bits_of):
+        table.add_row(native, ", ".join(name for name, each in found.types.items() if each == native))
+    return table
+
+
+def frontier_table(found: Frontier) -> Table:
+    """Every point, smallest first."""
+    names = ("chosen by", "name", "MB", "stored bits", "1−cos", "predicted")
+    table = _table(f"{found.model}: bytes against loss on unseen sentences", *names, right=names[2:])
+    for each in sorted(found.points, key=lambda each: each.bytes):
+        expected = "" if each.predicted is None else f"{each.predicted:.5f}"
+        table.add_row(each.kind, each.name, f"{each.bytes / 1e6:.2f}", f"{each.stored_bits:.2f}", f"{each.loss:.5f}", expected)
     return table
 
 

@@ -157,7 +157,10 @@ def _encode(artifact: Judged, device: str, reference: _Reference, name: str, kin
 def _read(artifact: Judged, device: str, texts: Sequence[str], prompt: str, limit: int, folder: Path) -> Encoded:
     if artifact.format == "gguf":
         return read_gguf(artifact.path, texts, limit, folder, prompt, gpu=device == "cuda")
-    return read_torchao(artifact.path, texts, prompt, device, VectorStore(folder))
+    try:
+        return read_torchao(artifact.path, texts, prompt, device, VectorStore(folder))
+    except RuntimeError as error:  # a kernel that refuses, memory that runs out
+        raise ArtifactError(f"{artifact.path.name}: torch failed on {device}: {str(error).strip().splitlines()[0]}") from error
 
 
 def _speeds(artifact: Judged, device: str, reference: _Reference, texts: Texts) -> tuple[float, float]:

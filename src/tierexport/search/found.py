@@ -1,0 +1,49 @@
+"""What a search found: a recipe with its figures, or the curve of bytes against loss."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Found:
+    """A searched recipe: its GGUF's size, the loss it is predicted to cost, and what it cost on the same texts.
+
+    Loss is the mean of 1 − cosine to fp32.
+    """
+
+    recipe: Path
+    bytes: int
+    stored_bits: float
+    predicted: float
+    measured: float
+    types: Mapping[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """As `search --json` prints it."""
+        return {**asdict(self), "recipe": str(self.recipe)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """An allocation: who chose it, its file's size, its mean 1 − cosine, and what was predicted (searched ones)."""
+
+    kind: str
+    name: str
+    bytes: int
+    stored_bits: float
+    loss: float
+    predicted: float | None = None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """All points of one model."""
+
+    model: str
+    points: tuple[Point, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As `search --frontier --json` prints it."""
+        return asdict(self)

@@ -1,0 +1,142 @@
+"""What each layer does to its input, read off the hidden states of fp32: cheap to measure, and a hint."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tierexport.encode import length_sorted, prompt_for
+from tierexport.metrics import normalized
+from tierexport.records import Floats, Text
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+LARGEST = 4
+"""How many dimensions count as the few largest."""
+
+MOST_WORDS = 2000
+"""Tokens whose neighbours are looked for, so that the similarities stay small."""
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerReading:
+    """One layer's output over all tokens of the texts.
+
+    `rewrite`: mean of ‖output − input‖ / ‖input‖. `same_word` and `same_text`: of words that occur in
+    several texts, the share whose nearest neighbour is that word in another text, and the share whose
+    nearest is another word of its own text. `largest_share`: share of the squared norm in the four
+    largest dimensions (massive activations; Sun et al. 2024). `anisotropy`: mean cosine of tokens of
+    different texts (Ethayarajh 2019).
+    """
+
+    layer: int
+    rewrite: float
+    same_word: float
+    same_text: float
+    largest_share: float
+    anisotropy: float
+
+
+def read_layers(model: "SentenceTransformer", texts: Sequence[Text]) -> tuple[LayerReading, ...]:
+    """Read every layer over the texts, each with its prompt."""
+    tokens = _Tokens(model, [prompt_for(model.prompts, text.kind) + text.text for text in texts])
+    states = tokens.states()
+    return tuple(_read(layer, before, after, tokens) for layer, (before, after) in enumerate(itertools.pairwise(states)))
+
+
+def binding_layer(readings: Sequence[LayerReading]) -> int | None:
+    """The first layer after which a word is nearer to its text than to itself elsewhere; None if it never is."""
+    return next((each.layer for each in readings if each.same_text > each.same_word), None)
+
+
+class _Tokens:
+    """Every real token of the texts: which text, which word, and its state after each layer."""
+
+    def __init__(self, model: "SentenceTransformer", texts: Sequence[str]) -> None:
+        self._model = model
+        found = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length, return_offsets_mapping=True)
+        self.batches = [
+            (rows, model.preprocess([texts[row] for row in rows])) for rows in length_sorted(list(map(len, found["input_ids"])))
+        ]
+        words = [_words(text, found.word_ids(row), found["offset_mapping"][row]) for row, text in enumerate(texts)]
+        self.texts = np.array([row for rows, _ in self.batches for row in rows for _ in words[row]])
+        self.words = np.array([word for rows, _ in self.batches for row in rows for word in words[row]])
+
+    def states(self) -> list[Floats]:
+        """Float32 (tokens, width) before the first layer and after each."""
+        import torch
+
+        parts: list[list[Floats]] = []
+        with torch.inference_mode():
+            for _, features in self.batches:
+                inputs = {
+                    name: features[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in features
+                }
+                hidden = self._model.transformers_model(**inputs, output_hidden_states=True).hidden_states
+                mask = features["attention_mask"].bool()
+                parts.append([each[mask].float().numpy() for each in hidden])
+        return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+    def shared(self) -> npt.NDArray[np.int64]:
+        """Rows of whole words that occur in several texts, the first few thousand."""
+        seen = {(word, text) for word, text in zip(self.words, self.texts, strict=True) if len(word) > 1}
+        texts_of = Counter(word for word, _ in seen)
+        return np.array([row for row, word in enumerate(self.words) if texts_of[word] > 1][:MOST_WORDS], np.int64)
+
+
+def _words(text: str, numbers: Sequence[int | None], spans: Sequence[tuple[int, int]]) -> list[str]:
+    """The whole word that each token belongs to, in lower case; "" for special tokens."""
+    ends: dict[int, tuple[int, int]] = {}
+    for number, (start, end) in zip(numbers, spans, strict=True):
+        if number is not None:
+            first, last = ends.get(number, (start, end))
+            ends[number] = (min(first, start), max(last, end))
+    return ["" if number is None else text[slice(*ends[number])].lower() for number in numbers]
+
+
+def _read(layer: int, before: Floats, after: Floats, tokens: _Tokens) -> LayerReading:
+    unit = normalized(after)
+    same_word, same_text = _neighbours(unit, tokens)
+    squared = np.square(after.astype(np.float64))
+    return LayerReading(
+        layer=layer,
+        rewrite=float((np.linalg.norm(after - before, axis=1) / np.maximum(np.linalg.norm(before, axis=1), 1e-12)).mean()),
+        same_word=same_word,
+        same_text=same_text,
+        largest_share=float((np.sort(squared, 1)[:, -LARGEST:].sum(1) / np.maximum(squared.sum(1), 1e-12)).mean()),
+        anisotropy=_across_texts(unit, tokens.texts),
+    )
+
+
+def _neighbours(unit: Values, tokens: _Tokens) -> tuple[float, float]:
+    """Of shared words, the shares whose nearest token is the word elsewhere, and another word of the text."""
+    rows = tokens.shared()
+    if not len(rows):
+        return float("nan"), float("nan")
+    nearest = np.concatenate(list(_nearest(unit.astype(np.float32), rows)))
+    same_text = tokens.texts[nearest] == tokens.texts[rows]
+    same_word = tokens.words[nearest] == tokens.words[rows]
+    return float((same_word & ~same_text).mean()), float((same_text & ~same_word).mean())
+
+
+def _nearest(unit: Floats, rows: npt.NDArray[np.int64], chunk: int = 512) -> Iterator[npt.NDArray[np.int64]]:
+    for start in range(0, len(rows), chunk):
+        here = rows[start : start + chunk]
+        similar = unit[here] @ unit.T
+        similar[np.arange(len(here)), here] = -np.inf
+        yield similar.argmax(1)
+
+
+def _across_texts(unit: Values, texts: npt.NDArray[Any]) -> float:
+    """Mean cosine of two tokens of different texts, from the sums of the texts' unit vectors."""
+    sums = np.stack([unit[texts == text].sum(0) for text in np.unique(texts)])
+    counts = np.array([(texts == text).sum() for text in np.unique(texts)])
+    pairs = counts.sum() ** 2 - (counts**2).sum()
+    return float(((sums.sum(0) ** 2).sum() - (sums**2).sum()) / pairs) if pairs else float("nan")

@@ -1,0 +1,98 @@
+"""What each group of tensors costs at each native type: bytes, and damage to the pooled vector."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tierexport.formats.gguf import WRITABLE, GgufFormat, fits, padded
+from tierexport.records import Tensor
+from tierexport.roles import GROUPS, KEPT_ROLE
+from tierexport.search.bench import Bench
+from tierexport.workdir import Stages, value_digest
+
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "embeddings": GROUPS["embeddings"],
+    "attention": GROUPS["attention"],
+    "ffn_up": ("ffn_up", "ffn_gate"),
+    "ffn_down": ("ffn_down",),
+    "heads": GROUPS["heads"],
+    "other": ("other",),
+}
+"""What is rounded together: roles that do one thing. Each layer has its own."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors of one part of one layer (None: outside the layers)."""
+
+    part: str
+    layer: int | None
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def name(self) -> str:
+        return self.part if self.layer is None else f"layer {self.layer} {self.part}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """A native type for a group: its bytes in the file, and the mean 1 − cosine that it alone causes."""
+
+    native: str
+    bytes: int
+    damage: float
+
+
+Options = Mapping[str, tuple[Option, ...]]
+"""Every option of every group, by the group's name."""
+
+
+def groups_of(tensors: Sequence[Tensor]) -> tuple[Group, ...]:
+    """The groups of a model's tensors, in the order in which they act; kept tensors are in none."""
+    part_of = {role: part for part, roles in PARTS.items() for role in roles}
+    found: dict[tuple[str, int | None], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.role != KEPT_ROLE:
+            found.setdefault((part_of[tensor.role], tensor.layer), []).append(tensor)
+    return tuple(Group(part, layer, tuple(each)) for (part, layer), each in found.items())
+
+
+def types_of(group: Group) -> tuple[str, ...]:
+    """The native types that every tensor of a group can take."""
+    return tuple(native for native in WRITABLE if all(fits(tensor, native) for tensor in group.tensors))
+
+
+def group_bytes(group: Group, native: str) -> int:
+    """Bytes of a group in the file, padding included."""
+    return sum(padded(GgufFormat().tensor_bytes(tensor, native)) for tensor in group.tensors)
+
+
+def measure(
+    groups: Sequence[Group], bench: Callable[[], Bench], stages: Stages, key: str, step: Callable[[int], None] = lambda _: None
+) -> Options:
+    """Round one group at a time to each of its types. Each group is kept in `stages` once it is done.
+
+    `bench` is asked for when something has to be measured; `step` hears how many types were done.
+    """
+
+    def options(group: Group) -> list[Option]:
+        found = []
+        for native in types_of(group):
+            damage = bench().damage({tensor.name: native for tensor in group.tensors}).mean() if native != "F32" else 0.0
+            found.append(Option(native, group_bytes(group, native), max(float(damage), 0.0)))
+            step(1)
+        return found
+
+    def write(group: Group) -> Callable[[Path], None]:
+        return lambda folder: _write(folder / "options.json", options(group))
+
+    found = {}
+    for group in groups:
+        folder = stages.run(f"damage-{value_digest([key, group.name])[:16]}", key, write(group))
+        found[group.name] = tuple(Option(**each) for each in json.loads((folder / "options.json").read_text()))
+    return found
+
+
+def _write(path: Path, options: Sequence[Option]) -> None:
+    path.write_text(json.dumps([asdict(each) for each in options]))

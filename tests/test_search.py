@@ -1,0 +1,227 @@
+"""map and search: what is measured is what a file would hold, and budgets are kept to the byte."""
+
+import itertools
+import json
+import subprocess
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import gguf
+import numpy as np
+import pytest
+import tomli_w
+from scipy import stats
+
+from conftest import RECIPES, build, run
+from tierexport import pipeline
+from tierexport.beir import read_beir
+from tierexport.datasets import BUILTIN
+from tierexport.errors import InputError
+from tierexport.exploration import Study
+from tierexport.formats.gguf import converted
+from tierexport.records import Source
+from tierexport.search import recipes
+from tierexport.search.allocate import allocate, predicted
+from tierexport.search.bench import Bench
+from tierexport.search.lossless import RetrievalJudge
+from tierexport.search.sensitivity import Option, types_of
+from tierexport.search.stock import quantize_stock
+from tierexport.source import describe, open_source
+
+
+@pytest.fixture(scope="module")
+def study(tiny_model: Path) -> Study:
+    return Study(str(tiny_model))
+
+
+def random_types(study: Study, seed: int) -> dict[str, str]:
+    generator = np.random.default_rng(seed)
+    return {group.name: str(generator.choice(types_of(group))) for group in study.groups}
+
+
+# --- the allocation
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_allocation_is_the_best_of_all(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    options = {
+        f"group {group}": tuple(
+            Option(f"T{each}", int(generator.integers(1000, 9000)), float(generator.uniform(1e-6, 1e-3))) for each in range(5)
+        )
+        for group in range(6)
+    }
+    smallest, largest = (sum(pick(option.bytes for option in found) for found in options.values()) for pick in (min, max))
+    budget = int(generator.integers(smallest, largest))
+    best = min(
+        sum(option.damage for option in choice)
+        for choice in itertools.product(*options.values())
+        if sum(option.bytes for option in choice) <= budget - 77
+    )
+    found = allocate(options, budget, fixed=77)
+    assert predicted(found) == pytest.approx(best, rel=1e-9)
+    assert sum(option.bytes for option in found.values()) + 77 <= budget
+    with pytest.raises(InputError, match=f"at its smallest type it takes {smallest + 77:,}"):
+        allocate(options, smallest + 76, fixed=77)
+
+
+# --- what is measured is what a file would hold
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_recipe_gives_each_group_its_type_and_the_file_its_size(study: Study, seed: int, tmp_path: Path) -> None:
+    types = random_types(study, seed)
+    path = tmp_path / "found.toml"
+    path.write_text(tomli_w.dumps(recipes.document("found", "a trial", study.model, types, study.groups)))
+    built = build(path, tmp_path / "out")
+    wanted = study.by_tensor(types)
+    file = built.folder / built.artifact("gguf")["path"]
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    assert {name: stored[name].tensor_type.name for name in wanted} == wanted
+    options = {name: {each.native: each for each in found} for name, found in study.options.items()}
+    size = study.size({name: options[name][native] for name, native in types.items()})
+    assert size - 128 < file.stat().st_size <= size  # the header has room for a longer name
+    bench = study.bench
+    with bench.rounded(wanted):
+        for name in wanted:
+            (parameter,) = bench._places[name]
+            expected = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type).reshape(parameter.shape)
+            np.testing.assert_array_equal(parameter.detach().numpy(), expected)
+    assert bench.damage({}).max() < 1e-6  # everything is back
+
+
+def test_damages_of_groups_add_up(study: Study) -> None:
+    """Predicted and measured damage rank random allocations alike."""
+    trials = [random_types(study, seed) for seed in range(20, 44)]
+    options = {name: {each.native: each for each in found} for name, found in study.options.items()}
+    expected = [sum(options[name][native].damage for name, native in types.items()) for types in trials]
+    measured = [float(study.bench.damage(study.by_tensor(types)).mean()) for types in trials]
+    assert stats.spearmanr(expected, measured).statistic >= 0.9
+
+
+# --- the commands
+
+
+def test_search_keeps_the_budget_and_uses_it(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("search", tiny_model, "--bits", "9", "--out", "nine.toml", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    (path,) = Path(found["out"]).glob("gguf/*.gguf")
+    assert path.stat().st_size == found["bytes"]
+    assert 0.98 * 9 <= found["stored_bits"] <= 9
+    refused = run("search", tiny_model, "--bits", "9", "--out", RECIPES / "int8.toml")
+    assert refused.exit_code == 2
+    assert "was not written by search" in refused.stderr
+    assert found["predicted"] == pytest.approx(found["measured"], rel=0.2)
+    assert (
+        f"predicted loss (1 - cosine) {found['predicted']:.6f}" in tomllib.loads(Path("nine.toml").read_text())["description"]
+    )
+
+    monkeypatch.setattr(Bench, "damage", lambda *_: np.zeros(1))  # what is in the cache is not measured again
+    size = found["bytes"]
+    again = json.loads(run("search", tiny_model, "--bytes", str(size), "--out", "again.toml", "--json").stdout)
+    assert again["bytes"] <= size
+    assert again["predicted"] >= found["predicted"]
+
+    refused = run("search", tiny_model, "--bits", "1")
+    assert refused.exit_code == 2
+    assert "bytes are too few: with every tensor at its smallest type it takes" in refused.stderr
+    smallest = int(refused.stderr.rpartition("takes ")[2].strip().replace(",", ""))
+    assert run("search", tiny_model, "--bytes", str(smallest + 64), "--out", "least.toml").exit_code == 0
+    for options in (
+        [],
+        ["--bits", "5", "--bytes", "7"],
+        ["--bits", "5", "--frontier"],
+        ["--lossless", "--frontier"],
+        ["--bits", "0"],
+    ):
+        assert run("search", tiny_model, *options).exit_code == 2
+
+
+def test_lossless_is_the_smallest_that_cannot_be_told_from_fp32(tiny_model: Path, tmp_path: Path) -> None:
+    done = run("search", tiny_model, "--lossless", "--out", tmp_path / "least.toml", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    study = Study(str(tiny_model))
+    assert study.smallest <= found["bytes"] <= study.largest
+    (judged,) = found["results"][0]["retrieval"]
+    assert judged["dataset"] == "retrieval"
+    if found["bytes"] > study.smallest * 1.02:  # what is 2 % smaller can be told
+        judge = RetrievalJudge(study.bench, study.source, read_beir(BUILTIN / "retrieval"))
+        smaller = study.within(int(found["bytes"] * 0.98))
+        assert not judge.indistinct(study.by_tensor({name: option.native for name, option in smaller.items()}))
+
+
+def test_the_frontier_falls_and_stock_types_are_llama_cpps(tiny_model: Path, tmp_path: Path) -> None:
+    done = run("search", tiny_model, "--frontier", "--picture", tmp_path / "frontier.svg", "--json")
+    assert done.exit_code == 0, done.stderr
+    points = json.loads(done.stdout)["points"]
+    assert {each["name"] for each in points if each["kind"] == "llama.cpp"} == {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL"}
+    assert {"three_tier", "int8"} <= {each["name"] for each in points if each["kind"] == "shipped"}
+    curve = sorted((each["bytes"], each["predicted"]) for each in points if each["kind"] == "searched")
+    assert len(curve) >= 20
+    assert all(later <= sooner for (_, sooner), (_, later) in itertools.pairwise(curve))
+    said = [each.text for each in ElementTree.parse(tmp_path / "frontier.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Q4_K_M", "three_tier", "stored bits per parameter, whole file"} <= set(said)
+
+
+@pytest.mark.parametrize("native", ["Q4_K_M", "IQ4_NL"])
+def test_stock_files_are_llama_quantizes(minilm: Source, tool: Callable[[str], Path], tmp_path: Path, native: str) -> None:
+    study = Study("all-MiniLM-L6-v2")
+    quantize_stock(converted(minilm), native, study.imatrix, tmp_path / "ours.gguf")
+    command = [tool("llama-quantize"), "--imatrix", study.imatrix.path, converted(minilm), tmp_path / "theirs.gguf", native]
+    subprocess.run([str(each) for each in command], check=True, capture_output=True)
+    ours, theirs = (gguf.GGUFReader(tmp_path / f"{name}.gguf").tensors for name in ("ours", "theirs"))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine.name, mine.tensor_type) == (other.name, other.tensor_type)
+        assert mine.data.tobytes() == other.data.tobytes()
+
+
+def test_the_map_tells_layers_apart(tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_recipe.parent / "model"
+    done = run("map", model, "--picture", tmp_path / "map.svg", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [each["layer"] for each in found["readings"]] == [0, 1]
+    assert [(each["layer"], each["bits"]) for each in found["damages"]] == [(0, 4), (0, 8), (1, 4), (1, 8)]
+    assert all(each["loss"] > 0 for each in found["damages"])
+    assert found["damages"][0]["loss"] > 20 * found["damages"][1]["loss"]
+    for each in found["readings"]:
+        assert 0 <= each["same_word"] + each["same_text"] <= 1
+        assert 4 / 64 < each["largest_share"] < 1
+        assert -1 <= each["anisotropy"] <= 1
+    assert ElementTree.parse(tmp_path / "map.svg").getroot().tag.endswith("svg")
+
+    (tmp_path / "models").mkdir()
+    part = run("map", model, "--picture", tmp_path / "map.svg", "--toml").stdout
+    (tmp_path / "models" / "mapped.toml").write_text(f'source = "{model}"\npooling = "mean"\n{part}')
+    assert describe("mapped", tmp_path).map["loss_at_4_bits"] == [round(each["loss"], 6) for each in found["damages"][::2]]
+    assert open_source("mapped", tmp_path).layers == 2
+    assert run("map", model, "--picture", tmp_path / "map.doc").exit_code == 2
+
+
+def test_the_map_of_a_layer_that_does_nothing(study: Study) -> None:
+    """Its output is its input: it rewrites nothing, and the readings are those of the layer before."""
+    from tierexport.encode import open_model
+    from tierexport.search.layers import read_layers
+
+    model = open_model(study.source)
+    layer = model.transformers_model.encoder.layer[1]
+    monkey = layer.forward
+    layer.forward = lambda hidden, *_, **__: hidden
+    try:
+        first, second = read_layers(model, study.texts[:40])
+    finally:
+        layer.forward = monkey
+    assert second.rewrite == 0
+    assert (first.same_word, first.anisotropy) == (second.same_word, second.anisotropy)
+
+
+def test_the_plan_of_a_searched_recipe_is_the_pipelines(study: Study, tmp_path: Path) -> None:
+    found = study.best(int(9 * study.parameters / 8), tmp_path / "nine.toml")
+    (planned,) = pipeline.plan(found.recipe).formats
+    types = study.by_tensor(found.types)
+    assert {row.tensor.name: row.type for row in planned.rows if row.tensor.name in types} == types
