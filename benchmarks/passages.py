@@ -1,6 +1,6 @@
 """Memory of verifying 100,000 passages beside 10,000: vectors lie on the disk, similarities come in chunks.
 
-A random BERT of 2 layers stands for the model and passages are drawn from the built-in texts, for it
+A random BERT of one layer stands for the model and passages are drawn from the built-in texts, for it
 is the passages' number that counts. The figure is the largest process's peak, worker included.
 """
 
@@ -18,7 +18,7 @@ from tierexport.libraries import import_sentence_transformers
 from tierexport.source import open_source
 
 SIZES = (10_000, 100_000)
-WORDS, QUERIES = 40, 200
+WORDS, QUERIES = 8, 200
 
 
 def make_model(folder: Path) -> None:
@@ -26,7 +26,7 @@ def make_model(folder: Path) -> None:
     from transformers import BertConfig, BertModel
 
     shutil.copytree(open_source("all-MiniLM-L6-v2").path, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    sizes = {"hidden_size": 384, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 6}
+    sizes = {"hidden_size": 384, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 6}
     BertModel(BertConfig(vocab_size=30522, **sizes)).save_pretrained(folder)
 
 
@@ -39,7 +39,7 @@ def make_set(folder: Path, count: int) -> int:
     (folder / "corpus.jsonl").write_text(
         "".join(json.dumps({"_id": f"d{number}", "text": passage}) + "\n" for number, passage in enumerate(passages))
     )
-    asked = [(f"q{number}", number, " ".join(passages[number].split()[:8])) for number in range(QUERIES)]
+    asked = [(f"q{number}", number, " ".join(passages[number].split()[:4])) for number in range(QUERIES)]
     (folder / "queries.jsonl").write_text("".join(json.dumps({"_id": name, "text": text}) + "\n" for name, _, text in asked))
     (folder / "qrels" / "test.tsv").write_text("".join(f"{name}\td{number}\t1\n" for name, number, _ in asked))
     return sum(map(len, passages))

@@ -286,6 +286,8 @@ def test_retrieval_is_also_judged_without_the_texts_whose_tokens_differ(tmp_path
         "smaller", data.document_ids[40:], data.documents[40:], tuple(qrels), tuple(data.queries[row] for row in rows), qrels
     )
     assert judged.same_tokens is not None
+    verdict = Verdict("gguf", "cpu", "ok", retrieval=(judged,))
+    assert [each.dataset for each in verdict.retrieval_shown] == ["retrieval", "retrieval, same tokens only"]
     assert (judged.same_tokens.queries, judged.same_tokens.documents) == (len(qrels), 120)
     assert judged.same_tokens.ndcg_at_10 == score(smaller, queries[rows], moved[40:]).mean("ndcg_at_10")
     assert judged.same_tokens.reference_ndcg_at_10 == score(smaller, queries[rows], documents[40:]).mean("ndcg_at_10")

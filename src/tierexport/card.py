@@ -77,7 +77,7 @@ def _retrieval_lines(found: Verification) -> list[str]:
         f"| {each.dataset} | {verdict.format} | {verdict.device} | {each.ndcg_at_10:.4f} | {each.reference_ndcg_at_10:.4f} "
         f"| {each.delta:+.4f} | {each.ci_low:+.4f} to {each.ci_high:+.4f} | {each.recall_at_10:.4f} |"
         for verdict in found.verdicts
-        for each in verdict.retrieval
+        for each in verdict.retrieval_shown
     ]
     if not rows:
         return []

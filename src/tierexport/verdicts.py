@@ -89,6 +89,11 @@ class Verdict:
     sts: StsVerdict | None = None
 
     @property
+    def retrieval_shown(self) -> tuple[RetrievalVerdict, ...]:
+        """Each retrieval set, followed by the same without the texts whose tokens differ, where some do."""
+        return tuple(shown for each in self.retrieval for shown in (each, each.same_tokens) if shown)
+
+    @property
     def speed_ratio(self) -> float | None:
         """How many times as many texts per second as fp32 on the same device."""
         if self.texts_per_second is None or self.reference_texts_per_second is None:

@@ -18,7 +18,7 @@ BINS = 40
 def render_page(manifest: Mapping[str, Any], found: Verification) -> str:
     """The page as HTML; it asks for nothing over the network."""
     template = resources.files("tierexport.report").joinpath("page.html").read_text("utf-8")
-    judged = [(verdict, each) for verdict in found.verdicts for each in verdict.retrieval]
+    judged = [(verdict, each) for verdict in found.verdicts for each in verdict.retrieval_shown]
     place = _scale([each for _, each in judged])
     return (
         jinja2.Environment(autoescape=True)

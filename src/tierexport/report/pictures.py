@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 KINDS = ("svg", "png", "pdf")
 COLOURS = {"gguf": "#2b7de0", "torchao": "#e0662b", "searched": "#2b7de0", "shipped": "#2e9e5b", "llama.cpp": "#e0662b"}
-MARKS = {"cpu": "o", "cuda": "s"}
 
 
 def kind_of(picture: Path) -> str:
@@ -28,28 +27,40 @@ def kind_of(picture: Path) -> str:
 
 
 def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
-    """Megabytes against 1 − cosine and, for each retrieval set, the difference of NDCG@10 to fp32.
+    """A row per artifact, smallest first: megabytes, 1 − cosine, and each set's NDCG@10 less fp32's.
 
-    Every point has its 95 % interval. `kind` is the file format, one of KINDS.
+    Every point has its 95 % interval; rows rather than a plane, so that no name hides another. `kind`
+    is the file format, one of KINDS.
     """
     sets = list(dict.fromkeys(name for each in compared for name in each.retrieval))
-    figure = _figure(1 + len(sets))
-    loss, *differences = figure.subplots(1, 1 + len(sets), squeeze=False)[0]
-    _scatter(loss, compared, [each.loss for each in compared], [each.loss_ci for each in compared])
-    loss.set_yscale("log")
-    loss.set_title("1 − cosine to fp32, lower is better")
+    figure = _figure(1 + 0.75 * (1 + len(sets)), 1.2 + 0.3 * len(compared))
+    sizes, loss, *differences = figure.subplots(1, 2 + len(sets), sharey=True)
+    rows = range(len(compared))
+    colours = [COLOURS[each.format] for each in compared]
+    sizes.barh(rows, [each.bytes / 1e6 for each in compared], color=colours, height=0.6)
+    sizes.set_title("MB")
+    sizes.set_yticks(rows, [f"{each.name}, {each.format} on {each.device}" for each in compared])
+    sizes.invert_yaxis()
+    for row, each in enumerate(compared):
+        _whisker(loss, row, each.loss, each.loss_ci, colours[row])
+    loss.set_xscale("log")
+    loss.set_title("1 − cosine to fp32")
     for axes, name in zip(differences, sets, strict=True):
-        here = [each for each in compared if name in each.retrieval]
-        found = [each.retrieval[name] for each in here]
-        _scatter(axes, here, [each.delta for each in found], [each.ci for each in found])
-        axes.axhline(0, color="0.5", linewidth=0.8)
-        axes.set_title(f"{name}: NDCG@10 less fp32's, 95 % interval")
-    for axes in (loss, *differences):
-        axes.set_xlabel("MB")
+        for row, each in enumerate(compared):
+            if found := each.retrieval.get(name):
+                _whisker(axes, row, found.delta, found.ci, colours[row])
+        axes.axvline(0, color="0.5", linewidth=0.8)
+        axes.set_title(f"{name}: NDCG@10 less fp32's")
+    for axes in (sizes, loss, *differences):
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
-    loss.legend(loc="best", frameon=False)
     return _written(figure, kind)
+
+
+def _whisker(axes: "Axes", row: int, value: float, interval: Interval, colour: str) -> None:
+    low, high = interval
+    error = ([max(value - low, 0)], [max(high - value, 0)])
+    axes.errorbar(value, row, xerr=error, marker="o", markersize=4, color=colour, capsize=3)
 
 
 def frontier_picture(found: Frontier, kind: str) -> bytes:
@@ -107,27 +118,13 @@ _READINGS = {
 }
 
 
-def _figure(panels: int, height: float = 4.5) -> "Figure":
+def _figure(panels: float, height: float = 4.5) -> "Figure":
     import matplotlib
     from matplotlib.figure import Figure
 
     # Text stays text, and the ids inside an SVG don't change from run to run.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tierexport", "font.size": 9})
     return Figure(figsize=(6 * panels, height), layout="constrained")
-
-
-def _scatter(axes: "Axes", compared: Sequence[Compared], values: Sequence[float], intervals: Sequence[Interval]) -> None:
-    for place in dict.fromkeys((each.format, each.device) for each in compared):
-        rows = [row for row, each in enumerate(compared) if (each.format, each.device) == place]
-        below = [max(values[row] - intervals[row][0], 0) for row in rows]
-        above = [max(intervals[row][1] - values[row], 0) for row in rows]
-        axes.errorbar(
-            [compared[row].bytes / 1e6 for row in rows], [values[row] for row in rows], yerr=(below, above), linestyle="none",
-            marker=MARKS[place[1]], color=COLOURS[place[0]], capsize=3, label=f"{place[0]} on {place[1]}",
-        )  # fmt: skip
-    for each, value in zip(compared, values, strict=True):
-        axes.annotate(each.name, (each.bytes / 1e6, value), xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axes.margins(x=0.15)
 
 
 def _written(figure: "Figure", kind: str) -> bytes:

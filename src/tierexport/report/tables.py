@@ -14,7 +14,7 @@ from tierexport.records import FormatPlan, Plan, Tensor
 from tierexport.roles import ROLES
 from tierexport.search.found import Found, Frontier
 from tierexport.search.layer_map import ModelMap
-from tierexport.verdicts import Fidelity, RetrievalVerdict, Verdict, Verification
+from tierexport.verdicts import Fidelity, Verification
 
 COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green", 16: "cyan", 32: "blue"}
 """Warm is crushed, cold is kept: the same colours wherever tiers are shown."""
@@ -110,19 +110,14 @@ def _retrieval_table(found: Verification) -> Table:
              "Recall@10", "fp32's", "MRR@10")  # fmt: skip
     table = _table("retrieval", *names, right=names[3:])
     for verdict in found.verdicts:
-        for each in verdict.retrieval:
-            _add_retrieval(table, verdict, each, f"{each.tokens_equal:.1%}")
-            if each.same_tokens:
-                _add_retrieval(table, verdict, each.same_tokens, "only these")
+        for each in verdict.retrieval_shown:
+            table.add_row(
+                each.dataset, verdict.format, verdict.device, f"{each.tokens_equal:.1%}", f"{each.ndcg_at_10:.4f}",
+                f"{each.reference_ndcg_at_10:.4f}", f"{each.delta:+.4f}", f"{each.ci_low:+.4f} to {each.ci_high:+.4f}",
+                f"{each.p_value:.3f}", f"{each.recall_at_10:.4f}", f"{each.reference_recall_at_10:.4f}",
+                f"{each.mrr_at_10:.4f}",
+            )  # fmt: skip
     return table
-
-
-def _add_retrieval(table: Table, verdict: Verdict, each: RetrievalVerdict, tokens: str) -> None:
-    table.add_row(
-        each.dataset, verdict.format, verdict.device, tokens, f"{each.ndcg_at_10:.4f}", f"{each.reference_ndcg_at_10:.4f}",
-        f"{each.delta:+.4f}", f"{each.ci_low:+.4f} to {each.ci_high:+.4f}", f"{each.p_value:.3f}",
-        f"{each.recall_at_10:.4f}", f"{each.reference_recall_at_10:.4f}", f"{each.mrr_at_10:.4f}",
-    )  # fmt: skip
 
 
 def _sts_table(found: Verification) -> Table:

@@ -103,7 +103,7 @@ def _without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.
     qrels = {query: grades for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
     texts = dict(zip(data.query_ids, data.queries, strict=True))
     return RetrievalSet(
-        name=data.name,
+        name=f"{data.name}, same tokens only",
         document_ids=document_ids,
         documents=_chosen(data.documents, documents),
         query_ids=tuple(qrels),
