@@ -163,8 +163,8 @@ class Study:
 
     @property
     def largest(self) -> int:
-        """Bytes with every group at 8 bits, which costs next to nothing."""
-        return self.fixed + sum(group_bytes(group, "Q8_0") for group in self.groups)
+        """Bytes with every group at its largest type."""
+        return self.fixed + sum(max(option.bytes for option in options) for options in self.options.values())
 
     def shipped(self, path: Path) -> tuple[int, dict[str, str]]:
         """The GGUF's bytes and the types by tensor of a shipped recipe on this model."""
