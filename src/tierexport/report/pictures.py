@@ -105,7 +105,7 @@ def map_picture(found: ModelMap, kind: str) -> bytes:
     for axes in (does, costs):
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))  # hides no line
     return _written(figure, kind)
 
 
