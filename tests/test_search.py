@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +145,33 @@ def test_search_keeps_the_budget_and_uses_it(tiny_model: Path, tmp_path: Path, m
         assert run("search", tiny_model, *options).exit_code == 2
 
 
+def test_a_killed_search_goes_on_where_it_was(tiny_model: Path, tmp_path: Path) -> None:
+    """SIGKILL once some groups are measured: the next run takes them as they are, and ends as one left alone."""
+    command = [sys.executable, "-m", "tierexport", "search", str(tiny_model), "--bits", "9", "--out", "nine.toml", "--json"]
+    cache = tmp_path / "cache"
+    environment = os.environ | {"TIEREXPORT_CACHE": str(cache)}
+
+    def measured() -> dict[str, int]:
+        return {path.parent.name: path.stat().st_mtime_ns for path in cache.glob("models/*/damage-*/options.json")}
+
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as process:
+        while len(measured()) < 3:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    kept = measured()
+    assert not (tmp_path / "nine.toml").exists()
+    outcomes = []
+    for where in (tmp_path, tmp_path / "alone"):
+        where.mkdir(exist_ok=True)
+        own = environment if where == tmp_path else os.environ | {"TIEREXPORT_CACHE": str(where / "cache")}
+        done = subprocess.run(command, cwd=where, env=own, check=True, capture_output=True)
+        outcomes.append((json.loads(done.stdout)["types"], (where / "nine.toml").read_bytes()))
+    assert outcomes[0] == outcomes[1]
+    assert len(kept) < len(measured())
+    assert kept.items() <= measured().items()
+
+
 def test_lossless_is_the_smallest_that_cannot_be_told_from_fp32(tiny_model: Path, tmp_path: Path) -> None:
     done = run("search", tiny_model, "--lossless", "--out", tmp_path / "least.toml", "--json")
     assert done.exit_code == 0, done.stderr
@@ -164,6 +195,10 @@ def test_the_frontier_falls_and_stock_types_are_llama_cpps(tiny_model: Path, tmp
     curve = sorted((each["bytes"], each["predicted"]) for each in points if each["kind"] == "searched")
     assert len(curve) >= 20
     assert all(later <= sooner for (_, sooner), (_, later) in itertools.pairwise(curve))
+    for kind in ("llama.cpp", "shipped"):
+        for stock in (each for each in points if each["kind"] == kind):
+            (beside,) = (each for each in points if each["kind"] == "searched" and each["name"] == stock["name"])
+            assert beside["bytes"] <= stock["bytes"]
     said = [each.text for each in ElementTree.parse(tmp_path / "frontier.svg").iter("{http://www.w3.org/2000/svg}text")]
     assert {"Q4_K_M", "three_tier", "stored bits per parameter, whole file"} <= set(said)
 

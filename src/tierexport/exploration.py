@@ -39,6 +39,7 @@ from tierexport.source import open_source
 from tierexport.workdir import stage_key, write_whole
 
 CURVE_POINTS = 24
+"""Sizes searched along the curve, beside those of the points with names."""
 
 LONGEST_NAME = 100
 """Characters of a recipe's name at most, which stands in the header."""
@@ -214,8 +215,8 @@ class Study:
 def frontier(model: str, picture: Path) -> Frontier:
     """Bytes against loss on unseen sentences: searched sizes, shipped recipes, llama.cpp's stock types.
 
-    All are rounded with the same importance and judged on the same sentences. Raises InputError or
-    MachineError.
+    A searched point that bears a name takes at most the size of what else is so named. All are rounded
+    with the same importance and judged on the same sentences. Raises InputError or MachineError.
     """
     kind = kind_of(picture)
     study = Study(model)
@@ -224,13 +225,16 @@ def frontier(model: str, picture: Path) -> Frontier:
     def point(kind: str, name: str, size: int, types: Mapping[str, str], expected: float | None = None) -> Point:
         return Point(kind, name, size, 8 * size / study.parameters, float(judge.damage(types).mean()), expected)
 
-    points = [point("llama.cpp", native, *study.stock(native)) for native in STOCK]
-    points += [point("shipped", path.stem, *study.shipped(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
-    largest = max(each.bytes for each in points)
-    for budget in np.geomspace(study.smallest, largest, CURVE_POINTS).astype(int):
-        choice = study.within(int(budget))
-        types = {name: option.native for name, option in choice.items()}
-        points.append(point("searched", "", study.size(choice), study.by_tensor(types), predicted(choice)))
-    found = Frontier(study.source.name, tuple(points))
+    named = [point("llama.cpp", native, *study.stock(native)) for native in STOCK]
+    named += [point("shipped", path.stem, *study.shipped(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
+    largest = max(each.bytes for each in named)
+    budgets = [("", int(size)) for size in np.geomspace(study.smallest, largest, CURVE_POINTS)]
+    budgets += [(each.name, each.bytes) for each in named if each.bytes >= study.smallest]
+    curve = []
+    for name, budget in budgets:
+        choice = study.within(budget)
+        types = {group: option.native for group, option in choice.items()}
+        curve.append(point("searched", name, study.size(choice), study.by_tensor(types), predicted(choice)))
+    found = Frontier(study.source.name, (*named, *curve))
     write_whole(picture, frontier_picture(found, kind))
     return found
