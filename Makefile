@@ -21,6 +21,7 @@ bench: .venv/installed tools  ## performance, as ratios taken side by side
 	$(BIN)/python benchmarks/encoding.py
 	$(BIN)/python benchmarks/passages.py
 	$(BIN)/python benchmarks/quantizing.py
+	$(BIN)/python benchmarks/rounding.py
 
 tools: .venv/installed  ## llama.cpp's own programs, from the pinned archive, to compare with
 	PYTHON=$(BIN)/python third_party/build_tools.sh $(TIEREXPORT_TOOLS)

@@ -63,7 +63,7 @@ def ours(native: str, model: Path, imatrix: Path, out: Path) -> None:
     (plan,) = make_plan(settings, source, formats_of(settings)).formats
     means = read_imatrix(imatrix)
     started = time.perf_counter()
-    write_gguf(plan, settings, source, means, out, lambda _: None)
+    write_gguf(plan, settings, source, means, {}, out, lambda _: None)
     seconds = time.perf_counter() - started
     print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 

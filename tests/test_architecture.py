@@ -14,7 +14,7 @@ LAYERS = [
     {"source", "artifact", "hub", "roles", "metrics", "workdir", "shipped", "archive", "libraries", "progress"}
     | {"datasets", "beir", "textfiles"},
     {"recipe", "plan", "encode"},
-    {"calibrate", "formats"},
+    {"calibrate", "formats", "rounding"},
     {"verify", "search", "inspection", "comparison"},
     {"card", "report", "doctor"},
     {"pipeline", "exploration"},

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import tierexport
 from conftest import Built, run
 from tierexport.errors import ArtifactError
-from tierexport.formats.torchao import pack_int4, unpack_int4
+from tierexport.formats.int4 import pack_int4, unpack_int4
 from tierexport.metrics import cosines
 
 TEXTS = ["How do I fix a flat tire?", "Quarks bind into protons.", "The bank raised its rates."]

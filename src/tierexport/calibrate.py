@@ -14,6 +14,7 @@ from tierexport.records import Floats, Importance, Text
 from tierexport.workdir import value_digest
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
 
 
@@ -68,18 +69,19 @@ class _Observer:
 
     def _hook(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         def watch(_: Any, inputs: tuple[Any, ...]) -> None:
-            rows = self._real_rows(inputs[0]).double()
+            rows = real_rows(inputs[0], self.mask).double()
             squared = rows.square().sum(0)
             self.sums[name] = self.sums[name] + squared if name in self.sums else squared
             self.counts[name] = self.counts.get(name, 0) + len(rows)
 
         return watch
 
-    def _real_rows(self, inputs: Any) -> Any:
-        """The rows of real tokens: by the mask, or all where the model has dropped padding or pooled."""
-        if inputs.dim() == 3 and inputs.shape[:2] == self.mask.shape:
-            return inputs[self.mask]
-        return inputs.reshape(-1, inputs.shape[-1])
+
+def real_rows(inputs: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
+    """The rows of real tokens: by the mask, or all where the model has dropped padding or pooled."""
+    if inputs.dim() == 3 and inputs.shape[:2] == mask.shape:
+        return inputs[mask]
+    return inputs.reshape(-1, inputs.shape[-1])
 
 
 def texts_digest(texts: Sequence[Text], name: str) -> str:

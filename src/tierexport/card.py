@@ -1,6 +1,6 @@
 """The README.md of an artifact folder: what it is, what it costs, how to load it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tierexport.verdicts import Verdict, Verification
@@ -26,6 +26,8 @@ def render_card(manifest: Mapping[str, Any], found: Verification) -> str:
         "|---|---|---|---|---|",
         *(_size_row(artifact) for artifact in manifest["artifacts"]),
         "",
+        *(line for artifact in manifest["artifacts"] for line in _rounding_lines(artifact)),
+        "",
         "## What it keeps",
         "",
         f"Against {found.reference}, on 143 sentences.",
@@ -47,6 +49,22 @@ def render_card(manifest: Mapping[str, Any], found: Verification) -> str:
 def _size_row(artifact: Mapping[str, Any]) -> str:
     bits = f"{artifact['nominal_bits']:.2f} | {artifact['stored_bits']:.2f}"
     return f"| {artifact['format']} | `{artifact['path']}` | {artifact['bytes']:,} | {bits} |"
+
+
+def _rounding_lines(artifact: Mapping[str, Any]) -> Iterator[str]:
+    """How many tensors were rounded how, and the crushed ones for which it was to nearest, by name."""
+    crushed = [each for each in artifact["tensors"] if each["type"].lower() not in ("f32", "float32", "f16", "float16")]
+    fed_back = [each for each in crushed if each["rounding"] != "nearest"]
+    if fed_back:
+        named = ", ".join(
+            f"`{each['name']}`" + (f" ({each['note']})" if each["note"] else "") for each in crushed if each not in fed_back
+        )
+        yield (
+            f"- {artifact['format']}: {len(fed_back)} tensors were rounded with error feedback (GPTQ), layer by layer"
+            + (f"; to nearest: {named}." if named else ".")
+        )
+    elif crushed:
+        yield f"- {artifact['format']}: all {len(crushed)} quantized tensors were rounded to nearest."
 
 
 def _fidelity_row(verdict: Verdict) -> str:

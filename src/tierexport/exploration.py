@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import tomli_w
 
 from tierexport import pipeline
@@ -18,13 +20,14 @@ from tierexport.datasets import BUILTIN, calibration_texts, screen
 from tierexport.encode import open_model
 from tierexport.errors import RecipeError
 from tierexport.formats import formats_of
-from tierexport.formats.gguf import GgufFormat, converted, file_bytes, read_tensors, source_stages
+from tierexport.formats.gguf import GgufFormat, converted, file_bytes, read_tensors, source_stages, targets
 from tierexport.plan import make_plan
 from tierexport.progress import stage
 from tierexport.recipe import parse_recipe, read_recipe
 from tierexport.records import Imatrix, Plan, Text
 from tierexport.report.pictures import frontier_picture, kind_of, map_picture
 from tierexport.roles import KEPT_ROLE
+from tierexport.rounding.layerwise import round_layers
 from tierexport.search import recipes
 from tierexport.search.allocate import allocate, predicted
 from tierexport.search.bench import Bench
@@ -36,9 +39,12 @@ from tierexport.search.sensitivity import Option, Options, group_bytes, groups_o
 from tierexport.search.stock import STOCK, quantize_stock
 from tierexport.shipped import shipped
 from tierexport.source import open_source
-from tierexport.workdir import stage_key, write_whole
+from tierexport.workdir import Stages, stage_key, write_whole
 
-CURVE_POINTS = 24
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+CURVE_POINTS = 12
 """Sizes searched along the curve, beside those of the points with names."""
 
 LONGEST_NAME = 100
@@ -167,12 +173,19 @@ class Study:
         """Bytes with every group at its largest type."""
         return self.fixed + sum(max(option.bytes for option in options) for options in self.options.values())
 
-    def shipped(self, path: Path) -> tuple[int, dict[str, str]]:
-        """The GGUF's bytes and the types by tensor of a shipped recipe on this model."""
+    def shipped(self, path: Path) -> Plan:
+        """What a shipped recipe makes of this model as a GGUF."""
         recipe = replace(read_recipe(path), formats=("gguf",))
-        (made,) = make_plan(recipe, self.source, formats_of(recipe)).formats
-        types = {row.tensor.name: row.type for row in made.rows if row.tensor.role != KEPT_ROLE}
-        return file_bytes(made, recipe, self.source, self.imatrix), types
+        return make_plan(recipe, self.source, formats_of(recipe))
+
+    def as_built(self, made: Plan) -> "tuple[int, SentenceTransformer]":
+        """The bytes of a plan's GGUF, and the model with the weights that a build would store in it."""
+        (planned,), recipe = made.formats, made.recipe
+        model = open_model(self.source)
+        texts = calibration_texts(recipe.calibration.texts, recipe.calibration.count, recipe.folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            round_layers(model, texts, targets(planned, self.source, self.imatrix), Stages(Path(scratch)), "")
+        return file_bytes(planned, recipe, self.source, self.imatrix), model
 
     def stock(self, native: str) -> tuple[int, dict[str, str]]:
         """The bytes and the types by tensor of llama-quantize's file of a type, importance given."""
@@ -215,26 +228,35 @@ class Study:
 def frontier(model: str, picture: Path) -> Frontier:
     """Bytes against loss on unseen sentences: searched sizes, shipped recipes, llama.cpp's stock types.
 
-    A searched point that bears a name takes at most the size of what else is so named. All are rounded
-    with the same importance and judged on the same sentences. Raises InputError or MachineError.
+    A searched point that bears a name takes at most the size of what else is so named. All have the
+    same importance and are judged on the same sentences; ours are rounded as a build would, layer by
+    layer. Raises InputError or MachineError.
     """
     kind = kind_of(picture)
     study = Study(model)
     judge = Bench(open_model(study.source), [Text(text, "passage") for text in screen()], study.tensors, study.imatrix)
 
-    def point(kind: str, name: str, size: int, types: Mapping[str, str], expected: float | None = None) -> Point:
-        return Point(kind, name, size, 8 * size / study.parameters, float(judge.damage(types).mean()), expected)
+    def point(kind: str, name: str, size: int, loss: npt.NDArray[np.float64], expected: float | None = None) -> Point:
+        return Point(kind, name, size, 8 * size / study.parameters, float(loss.mean()), expected)
 
-    named = [point("llama.cpp", native, *study.stock(native)) for native in STOCK]
-    named += [point("shipped", path.stem, *study.shipped(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
+    def built(kind: str, name: str, made: Plan, expected: float | None = None) -> Point:
+        size, rounded = study.as_built(made)
+        return point(kind, name, size, judge.loss(judge.encode(rounded)), expected)
+
+    stock = {native: study.stock(native) for native in STOCK}
+    named = [point("llama.cpp", native, size, judge.damage(types)) for native, (size, types) in stock.items()]
+    named += [built("shipped", path.stem, study.shipped(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
     largest = max(each.bytes for each in named)
     budgets = [("", int(size)) for size in np.geomspace(study.smallest, largest, CURVE_POINTS)]
     budgets += [(each.name, each.bytes) for each in named if each.bytes >= study.smallest]
     curve = []
-    for name, budget in budgets:
-        choice = study.within(budget)
-        types = {group: option.native for group, option in choice.items()}
-        curve.append(point("searched", name, study.size(choice), study.by_tensor(types), predicted(choice)))
+    with stage("Building along the curve") as running:
+        running.total(len(budgets))
+        for name, budget in budgets:
+            choice = study.within(budget)
+            made = study.plan({group: option.native for group, option in choice.items()}, "searched")
+            curve.append(built("searched", name, made, predicted(choice)))
+            running.step()
     found = Frontier(study.source.name, (*named, *curve))
     write_whole(picture, frontier_picture(found, kind))
     return found

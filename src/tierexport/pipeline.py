@@ -1,6 +1,6 @@
 """The order of the stages. Read this after `records.py`: it is the whole program on one page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +16,18 @@ from tierexport.comparison import Compared, compare
 from tierexport.datasets import calibration_texts
 from tierexport.encode import check_complete, open_model
 from tierexport.errors import ArtifactError
-from tierexport.formats import formats_of
-from tierexport.formats.gguf import converted, source_stages, write_gguf
+from tierexport.formats import formats_of, gguf, torchao
+from tierexport.formats.gguf import converted, source_stages
 from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
-from tierexport.formats.torchao import weight_bytes, write_torchao
+from tierexport.formats.torchao import weight_bytes
 from tierexport.plan import make_plan
 from tierexport.progress import stage
 from tierexport.recipe import read_recipe
 from tierexport.records import Artifact, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, VerifySettings
 from tierexport.report.page import render_page
 from tierexport.report.pictures import compare_picture, kind_of
+from tierexport.rounding.gptq import Codes
+from tierexport.rounding.layerwise import Target, round_layers
 from tierexport.source import check_finite, open_source
 from tierexport.verdicts import Verification
 from tierexport.verify import Judged, Material, read_material, verify
@@ -73,7 +75,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         _drop_leftovers(work, made)
         if imatrix.path:
             write_whole(work / "imatrix.gguf", imatrix.path.read_bytes())
-        artifacts = tuple(_EXPORT[fmt.format](fmt, recipe, source, imatrix, Stages(work)) for fmt in made.formats)
+        artifacts = tuple(export(fmt, made, imatrix, work) for fmt in made.formats)
         judged = [Judged(artifact.format, artifact.path) for artifact in artifacts]
         verification = _verify(judged, source, material, recipe.verify.gates, DEVICES)
         manifest = describe(made, artifacts, imatrix, work) | {"verified": verification.passed}
@@ -149,19 +151,19 @@ def _portable(recipe: Recipe) -> dict[str, Any]:
 
 def importance(made: Plan) -> Imatrix:
     """The imatrix a plan needs: the one its recipe names, or one measured now (or before)."""
-    gguf = next((fmt for fmt in made.formats if fmt.format == "gguf"), None)
+    planned = next((fmt for fmt in made.formats if fmt.format == "gguf"), None)
     settings = made.recipe.calibration
-    if gguf is None or all(row.type in BLIND_TO_IMPORTANCE for row in gguf.rows):
+    if planned is None or all(row.type in BLIND_TO_IMPORTANCE for row in planned.rows):
         return Imatrix({}, "", 0)
     if settings.imatrix:
         imatrix = read_imatrix(made.recipe.folder / Path(settings.imatrix).expanduser())
     else:
-        imatrix = read_imatrix(_measured_imatrix(made, gguf))
-    check_fits(imatrix, [row.tensor for row in gguf.rows])
+        imatrix = read_imatrix(_measured_imatrix(made, planned))
+    check_fits(imatrix, [row.tensor for row in planned.rows])
     return imatrix
 
 
-def _measured_imatrix(made: Plan, gguf: FormatPlan) -> Path:
+def _measured_imatrix(made: Plan, planned: FormatPlan) -> Path:
     settings = made.recipe.calibration
     texts = calibration_texts(settings.texts, settings.count, made.recipe.folder)
     dataset = texts_digest(texts, settings.texts)
@@ -169,7 +171,7 @@ def _measured_imatrix(made: Plan, gguf: FormatPlan) -> Path:
     def measure(folder: Path) -> None:
         running.total(len(texts))
         found = measure_importance(open_model(made.source), texts, dataset, running.step)
-        write_imatrix(found, [row.tensor for row in gguf.rows], folder / "imatrix.gguf")
+        write_imatrix(found, [row.tensor for row in planned.rows], folder / "imatrix.gguf")
 
     with stage("Calibrating") as running:
         folder = source_stages(made.source).run(f"imatrix-{dataset}", stage_key(dataset, tools()), measure)
@@ -181,31 +183,69 @@ def _export_gguf(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imat
     with stage("Converting"):
         converted(source)
 
-    def write(folder: Path) -> None:
-        running.total(plan.parameters)
-        write_gguf(plan, recipe, source, imatrix, folder / name, running.step)
+    def write(folder: Path) -> list[str]:
+        codes = _codes(plan, recipe, source, stages, key, lambda: gguf.targets(plan, source, imatrix))
+        with stage("Writing the GGUF") as running:
+            running.total(plan.parameters)
+            gguf.write_gguf(plan, recipe, source, imatrix, codes, folder / name, running.step)
+        return _without(codes, plan)
 
-    with stage("Writing the GGUF") as running:
-        folder = stages.run("gguf", _key(plan, recipe, source, imatrix.path and file_digest(imatrix.path)), write)
-    return Artifact("gguf", folder / name, (folder / name).stat().st_size, plan)
+    key = _key(plan, recipe, source, imatrix.path and file_digest(imatrix.path))
+    folder = stages.run("gguf", key, write)
+    _layers(stages, plan).clear()
+    return Artifact("gguf", folder / name, (folder / name).stat().st_size, plan.fallen_back(stages.notes("gguf")))
 
 
 def _export_torchao(plan: FormatPlan, recipe: Recipe, source: Source, _: Imatrix, stages: Stages) -> Artifact:
-    def write(folder: Path) -> None:
-        running.total(plan.parameters)
-        write_torchao(plan, recipe.torchao, source, folder, running.step)
+    def write(folder: Path) -> list[str]:
+        codes = _codes(plan, recipe, source, stages, key, lambda: torchao.targets(plan, recipe.torchao, source))
+        with stage("Writing the torchao folder") as running:
+            running.total(plan.parameters)
+            torchao.write_torchao(plan, recipe.torchao, source, codes, folder, running.step)
+        return _without(codes, plan)
 
-    with stage("Writing the torchao folder") as running:
-        folder = stages.run("torchao", _key(plan, recipe, source, asdict(recipe.torchao)), write)
-    return Artifact("torchao", folder, weight_bytes(folder), plan)
+    key = _key(plan, recipe, source, asdict(recipe.torchao))
+    folder = stages.run("torchao", key, write)
+    _layers(stages, plan).clear()
+    return Artifact("torchao", folder, weight_bytes(folder), plan.fallen_back(stages.notes("torchao")))
+
+
+def _codes(
+    plan: FormatPlan, recipe: Recipe, source: Source, stages: Stages, key: str, targets: Callable[[], list[Target]]
+) -> dict[str, Codes]:
+    """What error feedback makes of a plan's matrices; nothing where the plan asks for none."""
+    if all(row.rounding == "nearest" for row in plan.rows):
+        return {}
+    texts = calibration_texts(recipe.calibration.texts, recipe.calibration.count, recipe.folder)
+    with stage("Rounding layer by layer") as running:
+        wanted = targets()
+        running.total(sum(each.tensor.parameters for each in wanted if each.tensor.layer is not None))
+        return round_layers(open_model(source), texts, wanted, _layers(stages, plan), key, running.step)
+
+
+def _layers(stages: Stages, plan: FormatPlan) -> Stages:
+    """Where the layers that are done are kept until the artifact is."""
+    return Stages(stages.root / f".rounding-{plan.format}")
+
+
+def _without(codes: Mapping[str, Codes], plan: FormatPlan) -> list[str]:
+    """Tensors that were to be rounded with feedback and were not."""
+    return [row.tensor.name for row in plan.rows if row.rounding != "nearest" and row.tensor.name not in codes]
 
 
 _EXPORT = {"gguf": _export_gguf, "torchao": _export_torchao}
 
 
+def export(fmt: FormatPlan, made: Plan, imatrix: Imatrix, folder: Path) -> Artifact:
+    """Write one format of a plan into a folder, unless what is there was made from the same."""
+    return _EXPORT[fmt.format](fmt, made.recipe, made.source, imatrix, Stages(folder))
+
+
 def _key(plan: FormatPlan, recipe: Recipe, source: Source, extra: Any) -> str:
-    rows = [[row.tensor.name, row.type] for row in plan.rows]
-    return stage_key(asdict(source) | {"path": ""}, recipe.name, recipe.rounding, rows, extra, tools())
+    rows = [[row.tensor.name, row.type, row.rounding] for row in plan.rows]
+    texts = calibration_texts(recipe.calibration.texts, recipe.calibration.count, recipe.folder)
+    read = texts_digest(texts, recipe.calibration.texts) if recipe.rounding != "nearest" else ""
+    return stage_key(asdict(source) | {"path": ""}, recipe.name, recipe.rounding, rows, read, extra, tools())
 
 
 def tools() -> dict[str, str]:

@@ -77,7 +77,8 @@ def _check_names_match(claims: Sequence[_Claim], tensors: Sequence[Tensor]) -> N
 def _row(fmt: Format, tensor: Tensor, claims: Sequence[_Claim], recipe: Recipe) -> PlannedTensor:
     tier = _tier(tensor, claims, recipe)
     native, note = fmt.native_type(tensor, tier)
-    return PlannedTensor(tensor, tier, native, fmt.tensor_bytes(tensor, native), note)
+    rounding = recipe.rounding if fmt.takes_feedback(tensor, native) else "nearest"
+    return PlannedTensor(tensor, tier, native, fmt.tensor_bytes(tensor, native), rounding, note)
 
 
 def _tier(tensor: Tensor, claims: Sequence[_Claim], recipe: Recipe) -> Tier:

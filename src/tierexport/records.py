@@ -8,8 +8,8 @@
 Nothing here computes more than a sum, opens a file or imports torch.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -167,17 +167,25 @@ class Recipe:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One row of the plan: a tensor, its tier, and the native type and bytes it gets."""
+    """One row of the plan: a tensor, its tier, the native type and bytes it gets, and how it is rounded to it."""
 
     tensor: Tensor
     tier: Tier
     type: str
     bytes: int
+    rounding: str = "nearest"
     note: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The row as `plan --json` and manifest.json show it."""
-        return {**self.tensor.as_json(), "tier": self.tier.name, "type": self.type, "bytes": self.bytes, "note": self.note}
+        return {
+            **self.tensor.as_json(),
+            "tier": self.tier.name,
+            "type": self.type,
+            "bytes": self.bytes,
+            "rounding": self.rounding,
+            "note": self.note,
+        }
 
 
 @dataclass(frozen=True)
@@ -186,6 +194,12 @@ class FormatPlan:
 
     format: str
     rows: tuple[PlannedTensor, ...]
+
+    def fallen_back(self, names: Collection[str]) -> "FormatPlan":
+        """The plan as it was carried out: of these tensors, error feedback turned out no better than nearest."""
+        note = "gptq was no better"
+        rows = (replace(row, rounding="nearest", note=note) if row.tensor.name in names else row for row in self.rows)
+        return replace(self, rows=tuple(rows))
 
     @property
     def parameters(self) -> int:
@@ -326,6 +340,9 @@ class Format(Protocol):
 
     def native_type(self, tensor: Tensor, tier: Tier) -> tuple[str, str]:
         """The native type for the tensor, and a note where it is the fallback."""
+
+    def takes_feedback(self, tensor: Tensor, native: str) -> bool:
+        """Whether the tensor can be rounded to the type with error feedback."""
 
     def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Bytes the tensor takes at that type, scales included."""

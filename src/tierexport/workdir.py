@@ -138,10 +138,14 @@ class Stages:
             return None
         return record if folder_digests(self.root / name) == record.get("files") else None
 
-    def run(self, name: str, key: str, make: Callable[[Path], None]) -> Path:
+    def notes(self, name: str) -> Any:
+        """What the function returned that made a stage."""
+        return json.loads(self._record_path(name).read_text())["notes"]
+
+    def run(self, name: str, key: str, make: Callable[[Path], Any]) -> Path:
         """The folder that `make` fills for `key`, made now unless it is there already.
 
-        Raises MachineError when it can't be written.
+        What `make` returns is kept as the stage's notes, and has to be JSON-able. Raises MachineError when it can't be written.
         """
         target = self.root / name
         with writing(target), locked(target):
@@ -151,7 +155,7 @@ class Stages:
             _remove(partial)
             partial.mkdir(parents=True)
             try:
-                make(partial)
+                notes = make(partial)
                 sync(partial)
             except BaseException:
                 _remove(partial)
@@ -159,8 +163,12 @@ class Stages:
             self._record_path(name).unlink(missing_ok=True)
             _remove(target)
             partial.rename(target)
-            write_json(self._record_path(name), {"key": key, "files": folder_digests(target)})
+            write_json(self._record_path(name), {"key": key, "notes": notes, "files": folder_digests(target)})
         return target
+
+    def clear(self) -> None:
+        """Remove all stages, and their folder."""
+        _remove(self.root)
 
     def drop(self, name: str) -> None:
         """Remove a stage and its record, if they are there."""

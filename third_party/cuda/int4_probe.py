@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from tierexport.formats.torchao import pack_int4, unpack_int4
+from tierexport.formats.int4 import pack_int4, unpack_int4
 from tierexport.libraries import import_sentence_transformers
 
 ROWS, COLUMNS, TEXTS = 1536, 384, 64

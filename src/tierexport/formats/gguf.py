@@ -20,8 +20,12 @@ from tierexport import archive
 from tierexport.calibrate import floored
 from tierexport.errors import ArtifactError, MachineError, PlanError
 from tierexport.formats import ggml
-from tierexport.records import FormatPlan, Imatrix, PlannedTensor, Recipe, Source, Tensor, Tier
-from tierexport.roles import role_and_layer
+from tierexport.records import Floats, FormatPlan, Imatrix, PlannedTensor, Recipe, Source, Tensor, Tier
+from tierexport.roles import KEPT_ROLE, role_and_layer
+from tierexport.rounding.gptq import Codes
+from tierexport.rounding.grids import GGUF_GRIDS
+from tierexport.rounding.layerwise import Target
+from tierexport.rounding.packing import pack
 from tierexport.shipped import shipped
 from tierexport.source import modules
 from tierexport.workdir import Stages, cache_dir, file_digest, stage_key, tells_of_full_disk
@@ -95,6 +99,10 @@ class GgufFormat:
         if fallback and fits(tensor, fallback):
             return fallback, f"fallback: {wanted[0]} does not fit"
         raise PlanError(_misfit(tensor, tier, wanted[0]))
+
+    def takes_feedback(self, tensor: Tensor, native: str) -> bool:
+        """Whether it is a matrix of a layer, and the type is one that codes are packed for."""
+        return native in GGUF_GRIDS and tensor.layer is not None and tensor.role != KEPT_ROLE and len(tensor.shape) == 2
 
     def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Rows times bytes per row."""
@@ -193,18 +201,38 @@ def _converter_error(source: Source, log: str, code: int) -> Exception:
 # --- writing
 
 
+def targets(plan: FormatPlan, source: Source, imatrix: Imatrix) -> list[Target]:
+    """The matrices of a plan as rounding layer by layer sees them."""
+    data = {tensor.name: tensor.data for tensor in gguf.GGUFReader(converted(source)).tensors}
+
+    def target(row: PlannedTensor) -> Target:
+        def values() -> Floats:
+            return np.array(data[row.tensor.name], np.float32).reshape(row.tensor.shape)
+
+        def nearest() -> Floats:
+            raw = _quantized(row, values(), imatrix, None)
+            found: Floats = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[row.type]).astype(np.float32)
+            return found.reshape(row.tensor.shape)
+
+        return Target(row.tensor, values, nearest, GGUF_GRIDS[row.type] if row.rounding != "nearest" else None)
+
+    crushed = (row for row in plan.rows if row.type != "F32" and row.tensor.role != KEPT_ROLE)
+    return [target(row) for row in crushed if len(row.tensor.shape) == 2]
+
+
 def write_gguf(
-    plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, path: Path, step: Callable[[int], None]
-) -> None:
+    plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, codes: Mapping[str, Codes], path: Path,
+    step: Callable[[int], None],
+) -> None:  # fmt: skip
     """Quantize the converted model as planned and write it. `step` hears the parameters done.
 
-    Raises PlanError when a value does not fit its type.
+    A tensor with codes is stored by them, the others are rounded by ggml. Raises PlanError when a value does not fit its type.
     """
     reader = gguf.GGUFReader(converted(source))
     data = {tensor.name: tensor.data for tensor in reader.tensors}
     writer = _begun(plan, recipe, source, imatrix, reader, path)
     for row in plan.rows:
-        writer.write_tensor_data(_quantized(row, data[row.tensor.name], imatrix))
+        writer.write_tensor_data(_quantized(row, data[row.tensor.name], imatrix, codes.get(row.tensor.name)))
         step(row.tensor.parameters)
     writer.close()
 
@@ -244,11 +272,14 @@ def _stored_shape(row: PlannedTensor) -> tuple[int, ...]:
     return (*rows, ggml.row_bytes(gguf.GGMLQuantizationType[row.type], columns))
 
 
-def _quantized(row: PlannedTensor, values: Any, imatrix: Imatrix) -> Any:
-    means = imatrix.means.get(row.tensor.name)
-    shaped = values.reshape(row.tensor.shape)
-    pieces = ggml.quantize(shaped, gguf.GGMLQuantizationType[row.type], None if means is None else floored(means))
-    whole = np.concatenate(list(pieces))
+def _quantized(row: PlannedTensor, values: Any, imatrix: Imatrix, codes: Codes | None) -> Any:
+    if codes is not None:
+        whole = pack(codes)
+    else:
+        means = imatrix.means.get(row.tensor.name)
+        shaped = values.reshape(row.tensor.shape)
+        pieces = ggml.quantize(shaped, gguf.GGMLQuantizationType[row.type], None if means is None else floored(means))
+        whole = np.concatenate(list(pieces))
     if row.type == "F16" and not np.isfinite(whole.view(np.float16)).all():
         raise PlanError(f"{row.tensor.name} has values beyond fp16's range: give its tier 32 bits")
     if whole.nbytes != row.bytes:
@@ -277,6 +308,7 @@ def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Ima
         "general.license": source.licence,
         "general.source.huggingface.repository": source.base_model,
         "tierexport.recipe": recipe.name,
+        "tierexport.rounding": recipe.rounding,
         "tierexport.source": source.base_model or source.name,
         "tierexport.source.revision": source.revision,
         "tierexport.source.digest": source.digest,

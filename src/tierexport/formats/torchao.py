@@ -15,13 +15,16 @@ from safetensors import SafetensorError, safe_open
 
 from tierexport.encode import open_model
 from tierexport.errors import ArtifactError, MachineError, PlanError, SourceError
+from tierexport.formats.int4 import pack_int4, plain, store
 from tierexport.libraries import import_sentence_transformers
-from tierexport.records import FormatPlan, Source, Tensor, Tier, TorchaoSettings
+from tierexport.records import Floats, FormatPlan, PlannedTensor, Source, Tensor, Tier, TorchaoSettings
 from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
+from tierexport.rounding.gptq import Codes
+from tierexport.rounding.grids import int4_grid
+from tierexport.rounding.layerwise import Target
 from tierexport.source import module_weights
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers import SentenceTransformer
 
 NATIVE_OF_BITS = {4: "int4", 8: "int8", 16: "float16", 32: "float32"}
@@ -71,6 +74,10 @@ class TorchaoFormat:
             f"{tensor.name} of shape {tensor.shape} can't take {wanted}: {problem}. Name another type in "
             f"tiers.{tier.name}.torchao, or allow one in tiers.{tier.name}.fallback.torchao"
         )
+
+    def takes_feedback(self, tensor: Tensor, native: str) -> bool:
+        """Whether it is a matrix of a layer at 4 bits."""
+        return native == "int4" and tensor.layer is not None and len(tensor.shape) == 2
 
     def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Codes, scales and zero points, as safetensors holds them."""
@@ -131,13 +138,44 @@ def _tensor(name: str, shape: tuple[int, ...], kind: str) -> Tensor:
 # --- writing
 
 
+def targets(plan: FormatPlan, settings: TorchaoSettings, source: Source) -> list[Target]:
+    """The matrices of a plan as rounding layer by layer sees them."""
+    parameters = dict(open_model(source).transformers_model.named_parameters())
+    configs = {native: _config(native, settings) for native in ("int4", "int8")}
+
+    def target(row: PlannedTensor) -> Target:
+        def values() -> Floats:
+            found: Floats = parameters[row.tensor.name].detach().numpy()
+            return found
+
+        def nearest() -> Floats:
+            import torch
+
+            rows, columns = row.tensor.shape
+            alone = torch.nn.Linear(columns, rows, bias=False)
+            alone.weight = parameters[row.tensor.name]
+            if row.type == "float16":
+                _to_half(alone, "weight", row.tensor.name)
+            else:
+                _quantize(alone, row.type, configs[row.type], settings)
+            return plain(alone.weight).detach().numpy()
+
+        grid = int4_grid(settings.group_size, settings.layout) if row.rounding != "nearest" else None
+        return Target(row.tensor, values, nearest, grid)
+
+    crushed = (row for row in plan.rows if row.type != "float32" and row.tensor.role != KEPT_ROLE)
+    return [target(row) for row in crushed if row.tensor.name in parameters and len(row.tensor.shape) == 2]
+
+
 def write_torchao(
-    plan: FormatPlan, settings: TorchaoSettings, source: Source, folder: Path, step: Callable[[int], None]
-) -> None:
+    plan: FormatPlan, settings: TorchaoSettings, source: Source, codes: Mapping[str, Codes], folder: Path,
+    step: Callable[[int], None],
+) -> None:  # fmt: skip
     """Quantize the source as planned and save it as a sentence-transformers folder.
 
-    `step` hears the parameters done. Raises PlanError when a value does not fit its type,
-    MachineError when the disk is full.
+    A matrix with codes is stored by them, the others are rounded by torchao. `step` hears the
+    parameters done. Raises PlanError when a value does not fit its type, MachineError when the disk
+    is full.
     """
     model = open_model(source)
     transformer: Any = model.transformers_model
@@ -146,7 +184,10 @@ def write_torchao(
     for row in plan.rows:
         module_name, _, parameter = row.tensor.name.rpartition(".")
         if row.type in configs:
-            _quantize(transformer.get_submodule(module_name), row.type, configs[row.type], settings)
+            module = transformer.get_submodule(module_name)
+            _quantize(module, row.type, configs[row.type], settings)
+            if row.tensor.name in codes:
+                store(module.weight, codes[row.tensor.name])
             quantized.setdefault(row.type, []).append(module_name)
         elif row.type == "float16":
             _to_half(transformer.get_submodule(module_name), parameter, row.tensor.name)
@@ -192,40 +233,6 @@ def _quantize(module: Any, native: str, config: Any, settings: TorchaoSettings) 
             return
         module.weight = torch.nn.Parameter(module.weight.detach().bfloat16(), requires_grad=False)
     quantize_(module, config, filter_fn=lambda *_: True)
-
-
-def pack_int4(weight: "torch.Tensor", group_size: int) -> Any:
-    """Round a matrix to nearest, two 4-bit codes per byte, as torchao's plain `Int4Tensor`.
-
-    `weight` is (rows, columns). Codes are -8 to 7, the even column in the low half of a byte;
-    scale and zero point are bfloat16 (columns / group_size, rows), and a weight is
-    code · scale + zero point: the convention of the mslk kernel that multiplies with it. The codes
-    are chosen for the bfloat16 scales, not for the exact ones.
-    """
-    import torch
-    from torchao.quantization import Int4Tensor
-
-    rows, columns = weight.shape
-    grouped = weight.float().reshape(rows, columns // group_size, group_size)
-    low, high = grouped.amin(-1), grouped.amax(-1)
-    scale = ((high - low) / 15).clamp(min=1e-6).bfloat16()
-    zero = (low + 8 * scale.float()).bfloat16()
-    codes = ((grouped - zero.float().unsqueeze(-1)) / scale.float().unsqueeze(-1)).round().clamp(-8, 7)
-    codes = codes.to(torch.int8).reshape(rows, columns)
-    qdata = (codes[:, ::2] & 0xF) | (codes[:, 1::2] << 4)
-    return Int4Tensor(qdata.contiguous(), scale.t().contiguous(), zero.t().contiguous(), [1, group_size], weight.shape)
-
-
-def unpack_int4(packed: Any) -> "torch.Tensor":
-    """The float32 (rows, columns) matrix of an `Int4Tensor`; the inverse of `pack_int4`."""
-    import torch
-
-    rows, columns = packed.shape
-    codes = torch.stack([packed.qdata << 4 >> 4, packed.qdata >> 4], -1).reshape(rows, columns)
-    grouped = codes.float().reshape(rows, -1, packed.block_size[-1])
-    scale, zero = (each.float().t().unsqueeze(-1) for each in (packed.scale, packed.zero_point))
-    weight: torch.Tensor = (grouped * scale + zero).reshape(rows, columns)
-    return weight
 
 
 def _to_half(module: Any, parameter: str, name: str) -> None:
@@ -310,14 +317,12 @@ def _has_int4_kernel(device: str) -> bool:
 def _dequantize(model: Any) -> None:
     """Replace every quantized weight by its float32 values, and compute in float32."""
     import torch
-    from torchao.quantization import Int4Tensor
     from torchao.utils import TorchAOBaseTensor
 
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if isinstance(parameter, TorchAOBaseTensor):
-                plain = unpack_int4(parameter) if isinstance(parameter, Int4Tensor) else parameter.dequantize()
-                setattr(module, name, torch.nn.Parameter(plain.float(), requires_grad=False))
+                setattr(module, name, torch.nn.Parameter(plain(parameter), requires_grad=False))
     model.float()
 
 

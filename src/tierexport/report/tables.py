@@ -30,7 +30,7 @@ def _table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
 def plan_table(plan: FormatPlan) -> Table:
     """Every tensor that is not kept, with its tier and type; the kept ones in one row."""
     table = _table(
-        plan.format, "tensor", "role", "layer", "tier", "bits", "type", "shape", "bytes", "",
+        plan.format, "tensor", "role", "layer", "tier", "bits", "type", "rounding", "shape", "bytes", "",
         right=("layer", "bits", "bytes"),
     )  # fmt: skip
     kept = [row for row in plan.rows if row.tensor.role == "kept"]
@@ -40,12 +40,12 @@ def plan_table(plan: FormatPlan) -> Table:
         colour = COLOURS[row.tier.bits]
         table.add_row(
             row.tensor.name, row.tensor.role, "" if row.tensor.layer is None else str(row.tensor.layer), row.tier.name,
-            f"[{colour}]{row.tier.bits}[/]", f"[{colour}]{row.type}[/]", "×".join(map(str, row.tensor.shape)),
+            f"[{colour}]{row.tier.bits}[/]", f"[{colour}]{row.type}[/]", row.rounding, "×".join(map(str, row.tensor.shape)),
             f"{row.bytes:,}", row.note,
         )  # fmt: skip
     types = ", ".join(sorted({row.type for row in kept}))
     table.add_row(
-        f"{len(kept)} norms, biases, tables", "kept", "", "kept", "32", types, "", f"{sum(r.bytes for r in kept):,}", ""
+        f"{len(kept)} norms, biases, tables", "kept", "", "kept", "32", types, "", "", f"{sum(r.bytes for r in kept):,}", ""
     )
     return table
 

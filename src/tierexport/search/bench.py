@@ -36,21 +36,21 @@ class Bench:
         lengths = [len(ids) for ids in token_ids(model, prompted)]
         self._batches = [(rows, model.preprocess([prompted[row] for row in rows])) for rows in length_sorted(lengths)]
         self._order = np.argsort([row for rows, _ in self._batches for row in rows])
-        self.reference = self.encode()
+        self.reference = self.encode(model)
 
-    def encode(self) -> Floats:
-        """Vectors of the texts by the model as it is now."""
+    def encode(self, model: "SentenceTransformer") -> Floats:
+        """Vectors of the texts by this model, or a copy of it, as it is now."""
         import torch
 
         with torch.inference_mode():
-            found = [self.model(dict(features))["sentence_embedding"].float().numpy() for _, features in self._batches]
+            found = [model(dict(features))["sentence_embedding"].float().numpy() for _, features in self._batches]
         vectors = np.concatenate(found)
         return vectors[self._order]
 
     def damage(self, types: Mapping[str, str]) -> npt.NDArray[np.float64]:
-        """1 − cosine to fp32 of each text, with the named tensors at these native types."""
+        """1 − cosine to fp32 of each text, with the named tensors rounded to nearest at these native types."""
         with self.rounded(types):
-            return self.loss(self.encode())
+            return self.loss(self.encode(self.model))
 
     def loss(self, vectors: Floats) -> npt.NDArray[np.float64]:
         """1 − cosine to fp32 of each text's vector."""
@@ -58,7 +58,7 @@ class Bench:
 
     @contextmanager
     def rounded(self, types: Mapping[str, str]) -> Iterator[None]:
-        """Inside, each named tensor holds what its native type leaves of it."""
+        """Inside, each named tensor holds what rounding it to nearest at its native type leaves of it."""
         import torch
 
         kept = [(parameter, parameter.data) for name in types for parameter in self._places[name]]

@@ -74,6 +74,6 @@ def damage_of(bench: Bench, layer: int, tensors: Sequence[Tensor], bits: int) ->
     """Round a layer's tensors, each to the type that a tier of so many bits gives its shape."""
     types = {tensor.name: next(each for each in NATIVE_OF_BITS[bits] if fits(tensor, each)) for tensor in tensors}
     with bench.rounded(types):
-        vectors = bench.encode()
+        vectors = bench.encode(bench.model)
     kept = neighbours_kept(bench.reference, vectors)
     return LayerDamage(layer, bits, float(bench.loss(vectors).mean()), float(kept.mean()))

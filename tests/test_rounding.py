@@ -1,0 +1,270 @@
+"""Error feedback: what is packed is what was chosen, it beats nearest, and it survives what models hold."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tierexport
+from conftest import RECIPES, Built, build, run
+from tierexport.datasets import calibration_texts
+from tierexport.encode import open_model
+from tierexport.formats import ggml
+from tierexport.records import Source, Tensor
+from tierexport.rounding.gptq import Codes, curvature_of, gptq, objective
+from tierexport.rounding.grids import GGUF_GRIDS, IQ4_NL_LEVELS, Grid, int4_grid
+from tierexport.rounding.layerwise import TOKENS, Target, _places, round_layers
+from tierexport.rounding.packing import pack
+from tierexport.rounding.replay import Replay
+from tierexport.source import open_source
+from tierexport.workdir import Stages
+
+COLUMNS = 512
+GRIDS = [*GGUF_GRIDS.values(), int4_grid(32, "portable"), int4_grid(64, "packed")]
+
+
+@pytest.fixture(scope="module")
+def hessian() -> torch.Tensor:
+    """Inputs as a network has them: correlated, and some columns a hundred times as large as others."""
+    torch.manual_seed(0)
+    inputs = torch.randn(2000, COLUMNS) @ torch.randn(COLUMNS, COLUMNS) * torch.logspace(-1, 1, COLUMNS)
+    return inputs.T @ inputs / len(inputs)
+
+
+@pytest.fixture(scope="module")
+def weight() -> torch.Tensor:
+    """Among ordinary rows: one of zeros, one that is constant, one with a block of zeros, and one outlier."""
+    torch.manual_seed(1)
+    values = torch.randn(48, COLUMNS) * 0.05
+    values[3], values[7], values[5, :64], values[9, 100] = 0, 0.02, 0, 3
+    return values
+
+
+def rounded(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> Codes:
+    curvature = curvature_of(hessian)
+    assert curvature is not None
+    return gptq(weight, curvature, grid)
+
+
+def nearest(weight: torch.Tensor, hessian: torch.Tensor, native: str) -> torch.Tensor:
+    kind = gguf.GGMLQuantizationType[native]
+    importance = hessian.diagonal().numpy().copy()
+    raw = np.concatenate(list(ggml.quantize(weight.numpy(), kind, importance)))
+    return torch.from_numpy(gguf.quants.dequantize(raw, kind).astype(np.float32))
+
+
+# --- grids, packing, error feedback
+
+
+@pytest.mark.parametrize("native", GGUF_GRIDS)
+def test_what_is_packed_is_what_was_chosen(native: str, weight: torch.Tensor, hessian: torch.Tensor) -> None:
+    codes = rounded(weight, hessian, GGUF_GRIDS[native])
+    raw = pack(codes)
+    kind = gguf.GGMLQuantizationType[native]
+    assert raw.shape == (len(weight), ggml.row_bytes(kind, COLUMNS))
+    np.testing.assert_array_equal(gguf.quants.dequantize(raw, kind), codes.values().numpy())
+
+
+@pytest.mark.parametrize("native", GGUF_GRIDS)
+def test_every_code_of_a_type_can_be_packed(native: str) -> None:
+    """Random levels, scales and offsets from one end of their range to the other."""
+    grid = GGUF_GRIDS[native]
+    generator = torch.Generator().manual_seed(2)
+    shape = (64, 512 // grid.block)
+
+    def draw(low: int, high: int, *size: int) -> torch.Tensor:
+        return torch.randint(low, high + 1, size, generator=generator).float()
+
+    levels = torch.tensor(grid.table)[draw(0, 15, 64, 512).long()].float() if grid.table else draw(grid.low, grid.high, 64, 512)
+    if grid.blocks == 1:
+        scales, offsets, frames = torch.randn(shape, generator=generator).half().float(), torch.zeros(shape), None
+        offsets = torch.randn(shape, generator=generator).half().float() if grid.affine else offsets
+    else:
+        frames = torch.rand(2, 64, 512 // (grid.block * grid.blocks), generator=generator).half().float()
+        wide = frames.repeat_interleave(grid.blocks, 2)
+        scales = wide[0] * draw(0 if grid.affine else -grid.most, grid.most, *shape)
+        offsets = -(wide[1] * draw(0, 63, *shape)) if grid.affine else torch.zeros(shape)
+    codes = Codes(grid, levels, scales, offsets, frames)
+    np.testing.assert_array_equal(
+        gguf.quants.dequantize(pack(codes), gguf.GGMLQuantizationType[native]), codes.values().numpy()
+    )
+
+
+def test_the_level_is_the_nearest_of_the_table() -> None:
+    values = torch.linspace(-140, 130, 5001)
+    levels = torch.tensor(IQ4_NL_LEVELS, dtype=torch.float32)
+    found = GGUF_GRIDS["IQ4_NL"].levels(values)
+    assert torch.equal((found - values).abs(), (levels[:, None] - values).abs().amin(0))
+
+
+@pytest.mark.parametrize("native", GGUF_GRIDS)
+def test_feedback_beats_ggmls_nearest(native: str, weight: torch.Tensor, hessian: torch.Tensor) -> None:
+    codes = rounded(weight, hessian, GGUF_GRIDS[native])
+    plain = nearest(weight, hessian, native)
+    assert objective(weight, codes.values(), hessian) < 0.6 * objective(weight, plain, hessian)
+
+
+def test_without_correlation_feedback_is_nearest_rounding(weight: torch.Tensor) -> None:
+    """With H a multiple of the identity nothing can be made good: each level is the one nearest to its weight."""
+    codes = rounded(weight, torch.eye(COLUMNS), GGUF_GRIDS["Q5_0"])
+    scales = codes.scales.repeat_interleave(32, 1)
+    assert ((weight - codes.values()).abs() <= scales.abs() / 2 * 1.001 + 1e-9)[codes.levels.abs() < 15].all()
+
+
+DEGENERATE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "dead columns": lambda hessian: hessian * (torch.arange(COLUMNS) % 3 > 0) * (torch.arange(COLUMNS) % 3 > 0)[:, None],
+    "one direction": lambda hessian: torch.outer(hessian[0], hessian[0]) / hessian[0].square().mean(),
+    "nothing": torch.zeros_like,
+    "tiny": lambda hessian: hessian * 1e-30,
+    "huge": lambda hessian: hessian * 1e12,
+}
+
+
+@pytest.mark.parametrize("kind", DEGENERATE)
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"{grid.name}-{grid.precision}")
+def test_degenerate_inputs_are_survived(kind: str, grid: Grid, weight: torch.Tensor, hessian: torch.Tensor) -> None:
+    values = rounded(weight, DEGENERATE[kind](hessian), grid).values()
+    assert torch.isfinite(values).all()
+    assert torch.equal(values[3], torch.zeros(COLUMNS))
+    assert (values - weight).abs().max() < 0.5
+
+
+def test_a_hessian_that_is_not_finite_is_refused(hessian: torch.Tensor) -> None:
+    broken = hessian.clone()
+    broken[4, 4] = float("nan")
+    assert curvature_of(broken) is None
+
+
+# --- layer by layer
+
+
+def test_a_replay_gives_what_the_model_gives(tiny_model: Path) -> None:
+    model = open_model(open_source(str(tiny_model)))
+    replay = Replay(model, calibration_texts("builtin", 24, Path()), TOKENS)
+    assert [[name.split(".")[-2] for name in names] for names in replay.stages(1, replay.trace(0, 0, None)[1])] == [
+        ["query", "key", "value"], ["dense"], ["dense"], ["dense"],
+    ]  # fmt: skip
+    hidden = None
+    for batch in replay.batches:
+        state = None
+        for layer in range(2):
+            _, state = replay.trace(layer, batch, state)
+        with torch.inference_mode():
+            features = {name: replay._features[batch][name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+            hidden = model.transformers_model(**features).last_hidden_state
+        torch.testing.assert_close(state, hidden)
+    assert hidden is not None
+    few = Replay(model, calibration_texts("builtin", 24, Path()), 300)
+    assert 0 < sum(int(each["attention_mask"].sum()) for each in few._features) < 400
+
+
+def test_rows_are_found_wherever_a_converter_puts_them() -> None:
+    generator = np.random.default_rng(3)
+    query, key = (generator.normal(size=(8, 32)).astype(np.float32) for _ in range(2))
+    fused = np.concatenate([query, key])[generator.permutation(16)]
+    found = _places(fused, {"query": torch.from_numpy(query), "key": torch.from_numpy(key)})
+    for place, matrix in zip(found, (query, key), strict=True):
+        np.testing.assert_array_equal(fused[place.rows], matrix[place.into])
+    assert sum(len(place.rows) for place in found) == 16
+    assert _places(fused + 1, {"query": torch.from_numpy(query)}) == []
+
+
+def tiny_targets(source: Source) -> list[Target]:
+    """Both layers of the tiny model at IQ4_NL."""
+    weights = load_file(source.path / "model.safetensors")
+
+    def target(name: str, values: torch.Tensor) -> Target:
+        tensor = Tensor(name, "", int(name.split(".")[2]), tuple(values.shape))
+        plain = nearest(values, torch.eye(values.shape[1]), "IQ4_NL")
+        return Target(tensor, values.numpy, plain.numpy, GGUF_GRIDS["IQ4_NL"])
+
+    matrices = {name: values for name, values in weights.items() if ".layer." in name and values.dim() == 2}
+    return [target(name, values) for name, values in matrices.items()]
+
+
+def test_layers_that_are_done_are_not_done_again(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run left behind that was killed after its first layer is taken, and the end is the same."""
+    source, texts = open_source(str(tiny_model)), calibration_texts("builtin", 40, Path())
+    targets = tiny_targets(source)
+    whole = round_layers(open_model(source), texts, targets, Stages(tmp_path / "whole"), "key")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    Stages(tmp_path / "cut").drop("layer-1")
+    seen: list[Any] = []
+
+    def counted(*given: Any) -> Codes:
+        seen.append(given)
+        return gptq(*given)
+
+    monkeypatch.setattr("tierexport.rounding.layerwise.gptq", counted)
+    resumed = round_layers(open_model(source), texts, targets, Stages(tmp_path / "cut"), "key")
+    assert len(whole) == 12
+    assert len(seen) == 6
+    assert whole.keys() == resumed.keys()
+    for name, codes in whole.items():
+        assert torch.equal(codes.values(), resumed[name].values()), name
+
+
+# --- what a build makes of it
+
+
+def test_four_bits_of_minilm_are_clearly_more_faithful(minilm: Source, tmp_path: Path) -> None:
+    """Every matrix at 4 bits, built-in calibration texts, judged by llama.cpp and torchao on other sentences."""
+    ours = build(RECIPES / "four_bit.toml", tmp_path / "gptq")
+    plain = build(RECIPES / "four_bit.toml", tmp_path / "nearest", "--set", "rounding=nearest")
+    losses = {name: [1 - each.results[name]["cos_mean"] for each in (ours, plain)] for name in ("gguf", "torchao")}
+    assert losses["gguf"][0] < 0.45 * losses["gguf"][1]
+    assert losses["torchao"][0] < 0.5 * losses["torchao"][1]
+    for name in losses:
+        assert [ours.artifact(name)["bytes"] // 1000, plain.artifact(name)["bytes"] // 1000] == [
+            ours.artifact(name)["bytes"] // 1000
+        ] * 2
+        kinds = {each["rounding"] for each in ours.artifact(name)["tensors"] if each["role"].startswith("ffn")}
+        assert kinds == {"gptq"}
+        assert {each["rounding"] for each in plain.artifact(name)["tensors"]} == {"nearest"}
+
+
+def test_codes_reach_the_torchao_folder_as_they_are(packed: Built) -> None:
+    """In the packed layout, where scales and offsets are bfloat16: each block uses storable values and many levels."""
+    weights = tierexport.load(str(packed.folder / "torchao")).transformers_model.state_dict()
+    name = "encoder.layer.1.intermediate.dense.weight"
+    values = weights[name].reshape(-1, 32)
+    steps = values.sort(1).values.diff(dim=1)
+    scale = steps.where(steps > 1e-7, torch.inf).amin(1, keepdim=True)
+    assert torch.equal(
+        (values - values[:, :1]).div(scale).round().abs().amax(1) <= 15, torch.ones(len(values), dtype=torch.bool)
+    )
+    assert {each["rounding"] for each in packed.artifact("torchao")["tensors"] if each["name"] == name} == {"gptq"}
+
+
+def test_a_matrix_that_gains_nothing_falls_back_and_the_artifact_says_so(tiny_recipe: Path) -> None:
+    """Zeros are rounded to zeros by anybody; what llama-quantize's rounding does as well is left to it."""
+    path = tiny_recipe.parent / "model" / "model.safetensors"
+    weights = load_file(path)
+    zeros = "encoder.layer.0.attention.output.dense.weight"
+    weights[zeros] = torch.zeros_like(weights[zeros])
+    save_file(weights, path, {"format": "pt"})
+    built = build(tiny_recipe, tiny_recipe.parent / "out", "--set", "tiers.embeddings.bits=8")
+    again = build(tiny_recipe, tiny_recipe.parent / "out", "--set", "tiers.embeddings.bits=8")  # from the stage's record
+    for made in (built, again):
+        rows = {each["name"]: each for each in made.artifact("gguf")["tensors"]}
+        fallen = rows["blk.0.attn_output.weight"]
+        assert (fallen["rounding"], fallen["note"]) == ("nearest", "gptq was no better")
+        assert rows["blk.0.ffn_up.weight"]["rounding"] == "gptq"
+        assert rows["token_embd.weight"]["rounding"] == "nearest"
+    assert not list((tiny_recipe.parent / "out").glob(".rounding*"))
+
+
+def test_the_plan_says_how_each_tensor_will_be_rounded(tiny_recipe: Path) -> None:
+    plan = json.loads(run("plan", tiny_recipe, "--json").stdout)
+    for planned in plan["formats"]:
+        found = {each["name"]: each["rounding"] for each in planned["tensors"]}
+        assert set(found.values()) == {"gptq", "nearest"}
+    plain = json.loads(run("plan", tiny_recipe, "--set", "rounding=nearest", "--json").stdout)
+    assert {each["rounding"] for planned in plain["formats"] for each in planned["tensors"]} == {"nearest"}
