@@ -25,6 +25,7 @@ from tierexport.libraries import import_sentence_transformers
 from tierexport.plan import make_plan
 from tierexport.recipe import parse_recipe
 from tierexport.records import Importance
+from tierexport.rounding.layerwise import NOTHING_ROUNDED
 from tierexport.source import open_source
 
 RUNS = 3
@@ -63,7 +64,7 @@ def ours(native: str, model: Path, imatrix: Path, out: Path) -> None:
     (plan,) = make_plan(settings, source, formats_of(settings)).formats
     means = read_imatrix(imatrix)
     started = time.perf_counter()
-    write_gguf(plan, settings, source, means, {}, out, lambda _: None)
+    write_gguf(plan, settings, source, means, NOTHING_ROUNDED, out, lambda _: None)
     seconds = time.perf_counter() - started
     print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 

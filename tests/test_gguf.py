@@ -23,6 +23,7 @@ from tierexport.metrics import cosines
 from tierexport.plan import make_plan
 from tierexport.recipe import parse_recipe
 from tierexport.records import Recipe, Source
+from tierexport.rounding.layerwise import NOTHING_ROUNDED
 from tierexport.verify.fidelity import same_tokens
 from tierexport.verify.readers import read_gguf
 
@@ -65,7 +66,7 @@ def test_tensors_are_byte_identical_to_llama_quantize(
     imatrix = three_tier.folder / "imatrix.gguf"
     (plan,) = make_plan(recipe, minilm, formats_of(recipe)).formats
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
-    write_gguf(plan, recipe, minilm, read_imatrix(imatrix), {}, ours, lambda _: None)
+    write_gguf(plan, recipe, minilm, read_imatrix(imatrix), NOTHING_ROUNDED, ours, lambda _: None)
     places = {"{in}": str(converted(minilm)), "{out}": str(theirs)}
     command = [str(tool("llama-quantize")), "--imatrix", str(imatrix), *(places.get(each, each) for each in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

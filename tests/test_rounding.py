@@ -18,9 +18,10 @@ from tierexport.datasets import calibration_texts
 from tierexport.encode import open_model
 from tierexport.formats import ggml
 from tierexport.records import Source, Tensor
+from tierexport.rounding.distill import distill
 from tierexport.rounding.gptq import Codes, curvature_of, gptq, objective
 from tierexport.rounding.grids import GGUF_GRIDS, IQ4_NL_LEVELS, Grid, int4_grid
-from tierexport.rounding.layerwise import TOKENS, Target, _places, round_layers
+from tierexport.rounding.layerwise import TOKENS, Rounded, Target, _places, round_layers
 from tierexport.rounding.packing import pack
 from tierexport.rounding.replay import Replay
 from tierexport.source import open_source
@@ -193,7 +194,7 @@ def test_layers_that_are_done_are_not_done_again(tiny_model: Path, tmp_path: Pat
     """What a run left behind that was killed after its first layer is taken, and the end is the same."""
     source, texts = open_source(str(tiny_model)), calibration_texts("builtin", 40, Path())
     targets = tiny_targets(source)
-    whole = round_layers(open_model(source), texts, targets, Stages(tmp_path / "whole"), "key")
+    whole = round_layers(open_model(source), texts, targets, Stages(tmp_path / "whole"), "key").codes
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     Stages(tmp_path / "cut").drop("layer-1")
     seen: list[Any] = []
@@ -203,12 +204,73 @@ def test_layers_that_are_done_are_not_done_again(tiny_model: Path, tmp_path: Pat
         return gptq(*given)
 
     monkeypatch.setattr("tierexport.rounding.layerwise.gptq", counted)
-    resumed = round_layers(open_model(source), texts, targets, Stages(tmp_path / "cut"), "key")
+    resumed = round_layers(open_model(source), texts, targets, Stages(tmp_path / "cut"), "key").codes
     assert len(whole) == 12
     assert len(seen) == 6
     assert whole.keys() == resumed.keys()
     for name, codes in whole.items():
         assert torch.equal(codes.values(), resumed[name].values()), name
+
+
+# --- tuning
+
+
+@pytest.fixture(scope="module")
+def lively_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with layers that do something: as drawn, they change a vector by less than rounding does."""
+    folder = tmp_path_factory.mktemp("lively") / "lively-bert"
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    louder = {name: each * 8 if ".layer." in name and each.dim() == 2 else each for name, each in weights.items()}
+    save_file(louder, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def tuned(source: Source, folder: Path) -> Rounded:
+    model = open_model(source)
+    texts = calibration_texts("builtin", 60, Path())
+    names = [name for name, each in model.transformers_model.named_parameters() if each.dim() == 1 and "pooler" not in name]
+    rounded = round_layers(model, texts, tiny_targets(source), Stages(folder / "layers"), "key")
+    return distill(model, open_model(source), texts, rounded, names, Stages(folder / "steps"), "key")
+
+
+def test_tuning_resumes_and_ends_the_same(lively_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run left behind that was killed after some segments is taken, and the end is that of one left alone."""
+    monkeypatch.setattr("tierexport.rounding.distill.STEPS", 60)
+    source = open_source(str(lively_model))
+    whole = tuned(source, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    Stages(tmp_path / "cut" / "steps").drop("tuned-2")
+    taken = (tmp_path / "cut" / "steps" / "tuned-1" / "state.safetensors").stat().st_mtime_ns
+    resumed = tuned(source, tmp_path / "cut")
+    assert (tmp_path / "cut" / "steps" / "tuned-1" / "state.safetensors").stat().st_mtime_ns == taken
+    losses = [Stages(tmp_path / "whole" / "steps").notes(f"tuned-{segment}") for segment in range(3)]
+    assert losses == [Stages(tmp_path / "cut" / "steps").notes(f"tuned-{segment}") for segment in range(3)]
+    assert losses[-1] < losses[0]
+    assert whole.kept.keys() == resumed.kept.keys()
+    for name, values in whole.kept.items():
+        np.testing.assert_array_equal(values, resumed.kept[name])
+    for name, codes in whole.codes.items():
+        assert torch.equal(codes.values(), resumed.codes[name].values()), name
+        kind = gguf.GGMLQuantizationType[codes.grid.name]
+        np.testing.assert_array_equal(gguf.quants.dequantize(pack(codes), kind), codes.values().numpy())
+
+
+def test_a_tuned_build_is_nearer_at_the_same_size(
+    lively_model: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tierexport.rounding.distill.STEPS", 40)
+    folder = tiny_recipe.parent
+    shutil.copy(lively_model / "model.safetensors", folder / "model" / "model.safetensors")
+    plain, ours = (build(tiny_recipe, folder / name, "--set", f"rounding={name}") for name in ("gptq", "distill"))
+    for name in ("gguf", "torchao"):
+        assert plain.artifact(name)["bytes"] == pytest.approx(ours.artifact(name)["bytes"], abs=64)
+        assert "distill" in {each["rounding"] for each in ours.artifact(name)["tensors"]}
+    assert 1 - ours.results["torchao"]["cos_mean"] < 1 - plain.results["torchao"]["cos_mean"]
+    files = [next((each.folder / "gguf").glob("*.gguf")) for each in (plain, ours)]
+    biases = [{each.name: each.data for each in gguf.GGUFReader(file).tensors}["blk.0.ffn_up.bias"] for file in files]
+    assert 0 < np.abs(biases[0] - biases[1]).max() < 0.1
+    assert "tuned (distill)" in (ours.folder / "README.md").read_text()
 
 
 # --- what a build makes of it

@@ -61,6 +61,7 @@ def _rounding_lines(artifact: Mapping[str, Any]) -> Iterator[str]:
         )
         yield (
             f"- {artifact['format']}: {len(fed_back)} tensors were rounded with error feedback (GPTQ), layer by layer"
+            + (", and their scales, biases and norms tuned (distill)" if fed_back[0]["rounding"] == "distill" else "")
             + (f"; to nearest: {named}." if named else ".")
         )
     elif crushed:

@@ -1,5 +1,6 @@
 """The order of the stages. Read this after `records.py`: it is the whole program on one page."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -23,11 +24,11 @@ from tierexport.formats.torchao import weight_bytes
 from tierexport.plan import make_plan
 from tierexport.progress import stage
 from tierexport.recipe import read_recipe
-from tierexport.records import Artifact, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, VerifySettings
+from tierexport.records import Artifact, Floats, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, VerifySettings
 from tierexport.report.page import render_page
 from tierexport.report.pictures import compare_picture, kind_of
-from tierexport.rounding.gptq import Codes
-from tierexport.rounding.layerwise import Target, round_layers
+from tierexport.rounding.distill import STEPS, distill
+from tierexport.rounding.layerwise import NOTHING_ROUNDED, Rounded, Target, round_layers
 from tierexport.source import check_finite, open_source
 from tierexport.verdicts import Verification
 from tierexport.verify import Judged, Material, read_material, verify
@@ -184,11 +185,14 @@ def _export_gguf(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imat
         converted(source)
 
     def write(folder: Path) -> list[str]:
-        codes = _codes(plan, recipe, source, stages, key, lambda: gguf.targets(plan, source, imatrix))
+        rounded = NOTHING_ROUNDED
+        if feeds_back(plan):
+            parts = gguf.targets(plan, source, imatrix), functools.partial(gguf.tunable, plan, source)
+            rounded = _round(recipe, source, _layers(stages, plan), key, *parts)
         with stage("Writing the GGUF") as running:
             running.total(plan.parameters)
-            gguf.write_gguf(plan, recipe, source, imatrix, codes, folder / name, running.step)
-        return _without(codes, plan)
+            gguf.write_gguf(plan, recipe, source, imatrix, rounded, folder / name, running.step)
+        return _without(rounded, plan)
 
     key = _key(plan, recipe, source, imatrix.path and file_digest(imatrix.path))
     folder = stages.run("gguf", key, write)
@@ -198,11 +202,14 @@ def _export_gguf(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imat
 
 def _export_torchao(plan: FormatPlan, recipe: Recipe, source: Source, _: Imatrix, stages: Stages) -> Artifact:
     def write(folder: Path) -> list[str]:
-        codes = _codes(plan, recipe, source, stages, key, lambda: torchao.targets(plan, recipe.torchao, source))
+        rounded = NOTHING_ROUNDED
+        if feeds_back(plan):
+            targets = torchao.targets(plan, recipe.torchao, source)
+            rounded = _round(recipe, source, _layers(stages, plan), key, targets, torchao.tunable)
         with stage("Writing the torchao folder") as running:
             running.total(plan.parameters)
-            torchao.write_torchao(plan, recipe.torchao, source, codes, folder, running.step)
-        return _without(codes, plan)
+            torchao.write_torchao(plan, recipe.torchao, source, rounded, folder, running.step)
+        return _without(rounded, plan)
 
     key = _key(plan, recipe, source, asdict(recipe.torchao))
     folder = stages.run("torchao", key, write)
@@ -210,17 +217,29 @@ def _export_torchao(plan: FormatPlan, recipe: Recipe, source: Source, _: Imatrix
     return Artifact("torchao", folder, weight_bytes(folder), plan.fallen_back(stages.notes("torchao")))
 
 
-def _codes(
-    plan: FormatPlan, recipe: Recipe, source: Source, stages: Stages, key: str, targets: Callable[[], list[Target]]
-) -> dict[str, Codes]:
-    """What error feedback makes of a plan's matrices; nothing where the plan asks for none."""
-    if all(row.rounding == "nearest" for row in plan.rows):
-        return {}
+def feeds_back(plan: FormatPlan) -> bool:
+    """Whether anything of a plan is rounded with error feedback."""
+    return any(row.rounding != "nearest" for row in plan.rows)
+
+
+def _round(
+    recipe: Recipe, source: Source, done: Stages, key: str, targets: list[Target],
+    tunable: Callable[[Mapping[str, Floats]], list[str]],
+) -> Rounded:  # fmt: skip
+    """What error feedback makes of a plan's matrices, and tuning of that where the recipe asks for it."""
     texts = calibration_texts(recipe.calibration.texts, recipe.calibration.count, recipe.folder)
+    model = open_model(source)
+    parameters = {
+        name: each.detach().numpy().copy() for name, each in model.transformers_model.named_parameters() if each.dim() == 1
+    }
     with stage("Rounding layer by layer") as running:
-        wanted = targets()
-        running.total(sum(each.tensor.parameters for each in wanted if each.tensor.layer is not None))
-        return round_layers(open_model(source), texts, wanted, _layers(stages, plan), key, running.step)
+        running.total(sum(each.tensor.parameters for each in targets if each.tensor.layer is not None))
+        rounded = round_layers(model, texts, targets, done, key, running.step)
+    if recipe.rounding != "distill":
+        return rounded
+    with stage("Tuning") as running:
+        running.total(STEPS)
+        return distill(model, open_model(source), texts, rounded, tunable(parameters), done, key, running.step)
 
 
 def _layers(stages: Stages, plan: FormatPlan) -> Stages:
@@ -228,9 +247,9 @@ def _layers(stages: Stages, plan: FormatPlan) -> Stages:
     return Stages(stages.root / f".rounding-{plan.format}")
 
 
-def _without(codes: Mapping[str, Codes], plan: FormatPlan) -> list[str]:
+def _without(rounded: Rounded, plan: FormatPlan) -> list[str]:
     """Tensors that were to be rounded with feedback and were not."""
-    return [row.tensor.name for row in plan.rows if row.rounding != "nearest" and row.tensor.name not in codes]
+    return [row.tensor.name for row in plan.rows if row.rounding != "nearest" and row.tensor.name not in rounded.codes]
 
 
 _EXPORT = {"gguf": _export_gguf, "torchao": _export_torchao}

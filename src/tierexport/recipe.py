@@ -27,7 +27,7 @@ from tierexport.source import FILE_NAME
 FORMATS = ("gguf", "torchao")
 BITS = (2, 3, 4, 5, 6, 8, 16, 32)
 LAYOUTS = ("portable", "packed")
-ROUNDINGS = ("gptq", "nearest")
+ROUNDINGS = ("gptq", "distill", "nearest")
 RECIPE_KEYS = ("name", "description", "model", "tiers", "rules", "formats", "rounding", "calibration", "torchao", "verify")
 
 T = TypeVar("T")
@@ -220,7 +220,7 @@ def parse_recipe(document: Mapping[str, Any], folder: Path) -> Recipe:
         tiers=tiers,
         rules=tuple(_rule(value, f"rules.{number}", tiers) for number, value in enumerate(rules)),
         formats=table.get("formats", _formats, f"a list of {' and '.join(FORMATS)}", FORMATS),
-        rounding=table.get("rounding", _one_of(ROUNDINGS), " or ".join(ROUNDINGS), "gptq"),
+        rounding=table.get("rounding", _one_of(ROUNDINGS), ", ".join(ROUNDINGS), "gptq"),
         calibration=_calibration(table.get("calibration", dict, "a table", {})),
         torchao=_torchao(table.get("torchao", dict, "a table", {})),
         verify=_verify(table.get("verify", dict, "a table", {})),

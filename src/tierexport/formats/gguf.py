@@ -21,10 +21,10 @@ from tierexport.calibrate import floored
 from tierexport.errors import ArtifactError, MachineError, PlanError
 from tierexport.formats import ggml
 from tierexport.records import Floats, FormatPlan, Imatrix, PlannedTensor, Recipe, Source, Tensor, Tier
-from tierexport.roles import KEPT_ROLE, role_and_layer
+from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
 from tierexport.rounding.gptq import Codes
 from tierexport.rounding.grids import GGUF_GRIDS
-from tierexport.rounding.layerwise import Target
+from tierexport.rounding.layerwise import Rounded, Target
 from tierexport.rounding.packing import pack
 from tierexport.shipped import shipped
 from tierexport.source import modules
@@ -220,19 +220,32 @@ def targets(plan: FormatPlan, source: Source, imatrix: Imatrix) -> list[Target]:
     return [target(row) for row in crushed if len(row.tensor.shape) == 2]
 
 
+def tunable(plan: FormatPlan, source: Source, parameters: Mapping[str, Floats]) -> list[str]:
+    """Which of a model's parameters the file keeps in fp32 as they are, biases and norms, by the parameters' names.
+
+    A norm that the converter shifts (Gemma's) is not among them.
+    """
+    data = {tensor.name: tensor.data for tensor in gguf.GGUFReader(converted(source)).tensors}
+    kept = {row.tensor.name for row in plan.rows if row.type == "F32" and len(row.tensor.shape) == 1}
+    names = {name: gguf_name(name) for name in parameters}
+    return [name for name, ours in names.items() if ours in kept and np.array_equal(data[ours], parameters[name])]
+
+
 def write_gguf(
-    plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, codes: Mapping[str, Codes], path: Path,
+    plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, rounded: Rounded, path: Path,
     step: Callable[[int], None],
 ) -> None:  # fmt: skip
     """Quantize the converted model as planned and write it. `step` hears the parameters done.
 
-    A tensor with codes is stored by them, the others are rounded by ggml. Raises PlanError when a value does not fit its type.
+    A tensor with codes is stored by them, a tuned one by its new values, the others are rounded by
+    ggml. Raises PlanError when a value does not fit its type.
     """
     reader = gguf.GGUFReader(converted(source))
     data = {tensor.name: tensor.data for tensor in reader.tensors}
     writer = _begun(plan, recipe, source, imatrix, reader, path)
+    data |= {str(gguf_name(name)): values for name, values in rounded.kept.items()}
     for row in plan.rows:
-        writer.write_tensor_data(_quantized(row, data[row.tensor.name], imatrix, codes.get(row.tensor.name)))
+        writer.write_tensor_data(_quantized(row, data[row.tensor.name], imatrix, rounded.codes.get(row.tensor.name)))
         step(row.tensor.parameters)
     writer.close()
 

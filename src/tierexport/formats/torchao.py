@@ -19,9 +19,8 @@ from tierexport.formats.int4 import pack_int4, plain, store
 from tierexport.libraries import import_sentence_transformers
 from tierexport.records import Floats, FormatPlan, PlannedTensor, Source, Tensor, Tier, TorchaoSettings
 from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
-from tierexport.rounding.gptq import Codes
 from tierexport.rounding.grids import int4_grid
-from tierexport.rounding.layerwise import Target
+from tierexport.rounding.layerwise import Rounded, Target
 from tierexport.source import module_weights
 
 if TYPE_CHECKING:
@@ -167,27 +166,37 @@ def targets(plan: FormatPlan, settings: TorchaoSettings, source: Source) -> list
     return [target(row) for row in crushed if row.tensor.name in parameters and len(row.tensor.shape) == 2]
 
 
+def tunable(parameters: Mapping[str, Floats]) -> list[str]:
+    """Which of a model's parameters the folder keeps as they are: biases and norms, by their names."""
+    return [name for name, values in parameters.items() if values.ndim == 1]
+
+
 def write_torchao(
-    plan: FormatPlan, settings: TorchaoSettings, source: Source, codes: Mapping[str, Codes], folder: Path,
+    plan: FormatPlan, settings: TorchaoSettings, source: Source, rounded: Rounded, folder: Path,
     step: Callable[[int], None],
 ) -> None:  # fmt: skip
     """Quantize the source as planned and save it as a sentence-transformers folder.
 
-    A matrix with codes is stored by them, the others are rounded by torchao. `step` hears the
-    parameters done. Raises PlanError when a value does not fit its type, MachineError when the disk
-    is full.
+    A matrix with codes is stored by them, a tuned parameter by its new values, the others are rounded
+    by torchao. `step` hears the parameters done. Raises PlanError when a value does not fit its type,
+    MachineError when the disk is full.
     """
+    import torch
+
     model = open_model(source)
     transformer: Any = model.transformers_model
     configs = {native: _config(native, settings) for native in ("int4", "int8")}
+    parameters = dict(transformer.named_parameters())
+    for name, values in rounded.kept.items():
+        parameters[name].data = torch.from_numpy(values)
     quantized: dict[str, list[str]] = {}
     for row in plan.rows:
         module_name, _, parameter = row.tensor.name.rpartition(".")
         if row.type in configs:
             module = transformer.get_submodule(module_name)
             _quantize(module, row.type, configs[row.type], settings)
-            if row.tensor.name in codes:
-                store(module.weight, codes[row.tensor.name])
+            if row.tensor.name in rounded.codes:
+                store(module.weight, rounded.codes[row.tensor.name])
             quantized.setdefault(row.type, []).append(module_name)
         elif row.type == "float16":
             _to_half(transformer.get_submodule(module_name), parameter, row.tensor.name)

@@ -6,7 +6,7 @@ spoilt inputs but, half-way, the output that fp32 has for the same token (docs/l
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,40 +34,33 @@ TOKENS = 8192
 """Calibration tokens that are read, at most: the first texts that fit. More gain a little and take long (docs/log.md)."""
 
 
-def round_layers(
-    model: "SentenceTransformer",
-    texts: Sequence[Text],
-    targets: "Sequence[Target]",
-    stages: Stages,
-    key: str,
-    step: Callable[[int], None] = lambda _: None,
-) -> dict[str, Codes]:
-    """The codes of every target that error feedback serves better than the format's own rounding.
+@dataclass(frozen=True)
+class Place:
+    """Rows of a tensor, and the rows of a parameter that hold the same values."""
 
-    The model holds what all targets were rounded to in the end. Each layer is kept in `stages` under
-    `key` once it is done; `step` hears the parameters done. Raises PlanError for a model without a
-    list of layers.
+    rows: list[int]
+    parameter: str
+    into: list[int]
+
+    def put(self, weight: "torch.Tensor", values: "torch.Tensor") -> "torch.Tensor":
+        """The parameter with the tensor's rows in it."""
+        import torch
+
+        return weight.index_copy(0, torch.tensor(self.into, device=weight.device), values[self.rows])
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """What a model was rounded to: codes by tensor, and where their rows lie in the running model's parameters;
+    and new values of parameters that stay in fp32, by the parameter's name, where those were tuned.
     """
-    replay = Replay(model, texts, TOKENS)
-    work = Layerwise(replay, model.transformers_model, targets)
-    grids = {target.tensor.name: target.grid for target in targets if target.grid}
-    found: dict[str, Codes] = {}
-    for layer in range(len(replay.layers)):
-        found |= _kept(work, layer, grids, stages, key)
-        step(sum(target.tensor.parameters for target in targets if target.tensor.layer == layer))
-    return found
+
+    codes: Mapping[str, Codes]
+    places: Mapping[str, Sequence[Place]]
+    kept: Mapping[str, Floats] = field(default_factory=dict)
 
 
-def _kept(work: "Layerwise", layer: int, grids: Mapping[str, Grid], stages: Stages, key: str) -> dict[str, Codes]:
-    """A layer's codes, found now or by a run that did not get further than this."""
-    made: list[dict[str, Codes]] = []
-
-    def make(folder: Path) -> None:
-        made.append(work.round(layer))
-        write_codes(made[0], folder / "codes.safetensors")
-
-    folder = stages.run(f"layer-{layer}", key, make)
-    return made[0] if made else work.round(layer, read_codes(folder / "codes.safetensors", grids))
+NOTHING_ROUNDED = Rounded({}, {})
 
 
 @dataclass(frozen=True)
@@ -100,6 +93,7 @@ class Layerwise:
         self._replay = replay
         self._targets = [target for target in targets if target.tensor.layer is not None]
         self._parameters = dict(model.named_parameters())
+        self.places: dict[str, list[Place]] = {}
         self._exact: dict[str, torch.Tensor] = {}
         self._fp32_states: list[State] = [None for _ in replay.batches]
         self._states: list[State] = [None for _ in replay.batches]
@@ -124,6 +118,7 @@ class Layerwise:
                 if sum(len(place.rows) for place in places) < len(target.values()):
                     continue
                 del waiting[name]
+                self.places[name] = places
                 if target.grid is not None and known is None:
                     shared = shared or self._input(layer, names[0], exact[names[0]])
                     if codes := _rounded(target, shared):
@@ -158,7 +153,7 @@ class Layerwise:
         hessian, drift = hessian / tokens, drift / tokens
         return _Input(hessian, curvature_of(hessian), CORRECTION * _correction(hessian, drift))
 
-    def _put(self, places: "Iterable[_Place]", values: Floats) -> None:
+    def _put(self, places: "Iterable[Place]", values: Floats) -> None:
         """Give rows of parameters these values, and keep what they were until the layer is done."""
         import torch
 
@@ -184,6 +179,42 @@ class Layerwise:
         finally:
             for name, values in rounded.items():
                 self._parameters[name].data = values
+
+
+def round_layers(
+    model: "SentenceTransformer",
+    texts: Sequence[Text],
+    targets: "Sequence[Target]",
+    stages: Stages,
+    key: str,
+    step: Callable[[int], None] = lambda _: None,
+) -> Rounded:
+    """The codes of every target that error feedback serves better than the format's own rounding.
+
+    The model holds what all targets were rounded to in the end. Each layer is kept in `stages` under
+    `key` once it is done; `step` hears the parameters done. Raises PlanError for a model without a
+    list of layers.
+    """
+    replay = Replay(model, texts, TOKENS)
+    work = Layerwise(replay, model.transformers_model, targets)
+    grids = {target.tensor.name: target.grid for target in targets if target.grid}
+    found: dict[str, Codes] = {}
+    for layer in range(len(replay.layers)):
+        found |= _kept(work, layer, grids, stages, key)
+        step(sum(target.tensor.parameters for target in targets if target.tensor.layer == layer))
+    return Rounded(found, work.places)
+
+
+def _kept(work: "Layerwise", layer: int, grids: Mapping[str, Grid], stages: Stages, key: str) -> dict[str, Codes]:
+    """A layer's codes, found now or by a run that did not get further than this."""
+    made: list[dict[str, Codes]] = []
+
+    def make(folder: Path) -> None:
+        made.append(work.round(layer))
+        write_codes(made[0], folder / "codes.safetensors")
+
+    folder = stages.run(f"layer-{layer}", key, make)
+    return made[0] if made else work.round(layer, read_codes(folder / "codes.safetensors", grids))
 
 
 def _rounded(target: Target, shared: _Input) -> Codes | None:
@@ -213,16 +244,7 @@ def _correction(hessian: "torch.Tensor", drift: "torch.Tensor") -> "torch.Tensor
     return torch.zeros_like(drift) if failed or not torch.isfinite(found).all() else found
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Rows of a tensor, and the rows of a parameter that hold the same values."""
-
-    rows: list[int]
-    parameter: str
-    into: list[int]
-
-
-def _places(values: Floats, weights: "Mapping[str, torch.Tensor]") -> list[_Place]:
+def _places(values: Floats, weights: "Mapping[str, torch.Tensor]") -> list[Place]:
     """Where in these fp32 weights each row of a tensor lies.
 
     A converter fuses matrices, splits them, and puts their rows in another order, but leaves rows whole.
@@ -235,5 +257,5 @@ def _places(values: Floats, weights: "Mapping[str, torch.Tensor]") -> list[_Plac
             continue
         pairs = [(wanted[key], into) for into, row in enumerate(matrix) if (key := row.tobytes()) in wanted]
         if pairs:
-            found.append(_Place([row for row, _ in pairs], name, [into for _, into in pairs]))
+            found.append(Place([row for row, _ in pairs], name, [into for _, into in pairs]))
     return found
