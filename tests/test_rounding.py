@@ -137,6 +137,20 @@ def test_degenerate_inputs_are_survived(kind: str, grid: Grid, weight: torch.Ten
     assert (values - weight).abs().max() < 0.5
 
 
+@pytest.mark.parametrize(
+    "grid", [*GGUF_GRIDS.values(), int4_grid(32, "portable"), int4_grid(32, "packed")], ids=lambda grid: grid.name
+)
+def test_rows_of_one_sign_are_kept(grid: Grid, hessian: torch.Tensor) -> None:
+    """A constant row, and rows far from zero: no worse than levels between zero and the largest weight can be."""
+    torch.manual_seed(4)
+    rows = torch.stack([torch.full((COLUMNS,), 0.02), 0.9 + 0.1 * torch.rand(COLUMNS), -0.05 - 0.1 * torch.rand(COLUMNS)])
+    for uncorrelated in (torch.eye(COLUMNS), hessian):
+        values = rounded(rows, uncorrelated, grid).values()
+        weights = uncorrelated.diagonal()
+        error = ((values - rows).square() * weights).sum(1) / (rows.square() * weights).sum(1)
+        assert error.sqrt().max() < 0.12
+
+
 def test_a_hessian_that_is_not_finite_is_refused(hessian: torch.Tensor) -> None:
     broken = hessian.clone()
     broken[4, 4] = float("nan")
@@ -317,7 +331,7 @@ def test_a_matrix_that_gains_nothing_falls_back_and_the_artifact_says_so(tiny_re
     for made in (built, again):
         rows = {each["name"]: each for each in made.artifact("gguf")["tensors"]}
         fallen = rows["blk.0.attn_output.weight"]
-        assert (fallen["rounding"], fallen["note"]) == ("nearest", "gptq was no better")
+        assert (fallen["rounding"], fallen["note"]) == ("nearest", "error feedback gained nothing")
         assert rows["blk.0.ffn_up.weight"]["rounding"] == "gptq"
         assert rows["token_embd.weight"]["rounding"] == "nearest"
     assert not list((tiny_recipe.parent / "out").glob(".rounding*"))

@@ -24,7 +24,7 @@ from tierexport.formats.torchao import weight_bytes
 from tierexport.plan import make_plan
 from tierexport.progress import stage
 from tierexport.recipe import read_recipe
-from tierexport.records import Artifact, Floats, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, VerifySettings
+from tierexport.records import Artifact, Floats, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, Text, VerifySettings
 from tierexport.report.page import render_page
 from tierexport.report.pictures import compare_picture, kind_of
 from tierexport.rounding.distill import STEPS, distill
@@ -91,6 +91,7 @@ def _drop_leftovers(work: Path, made: Plan) -> None:
     (work / "imatrix.gguf").unlink(missing_ok=True)
     for name in set(_EXPORT) - {fmt.format for fmt in made.formats}:
         Stages(work).drop(name)
+        Stages(work / f".rounding-{name}").clear()
 
 
 def verify_again(target: Path, model: str | None, settings: VerifySettings, devices: Sequence[str]) -> Verification:
@@ -166,7 +167,7 @@ def importance(made: Plan) -> Imatrix:
 
 def _measured_imatrix(made: Plan, planned: FormatPlan) -> Path:
     settings = made.recipe.calibration
-    texts = calibration_texts(settings.texts, settings.count, made.recipe.folder)
+    texts = _texts(made.recipe)
     dataset = texts_digest(texts, settings.texts)
 
     def measure(folder: Path) -> None:
@@ -184,40 +185,44 @@ def _export_gguf(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imat
     with stage("Converting"):
         converted(source)
 
-    def write(folder: Path) -> list[str]:
+    def write(folder: Path) -> dict[str, Any]:
         rounded = NOTHING_ROUNDED
-        if feeds_back(plan):
+        if _feeds_back(plan):
             parts = gguf.targets(plan, source, imatrix), functools.partial(gguf.tunable, plan, source)
             rounded = _round(recipe, source, _layers(stages, plan), key, *parts)
         with stage("Writing the GGUF") as running:
             running.total(plan.parameters)
             gguf.write_gguf(plan, recipe, source, imatrix, rounded, folder / name, running.step)
-        return _without(rounded, plan)
+        return _outcome(rounded, plan)
 
     key = _key(plan, recipe, source, imatrix.path and file_digest(imatrix.path))
     folder = stages.run("gguf", key, write)
     _layers(stages, plan).clear()
-    return Artifact("gguf", folder / name, (folder / name).stat().st_size, plan.fallen_back(stages.notes("gguf")))
+    return Artifact("gguf", folder / name, (folder / name).stat().st_size, plan.carried_out(**stages.notes("gguf")))
 
 
 def _export_torchao(plan: FormatPlan, recipe: Recipe, source: Source, _: Imatrix, stages: Stages) -> Artifact:
-    def write(folder: Path) -> list[str]:
+    def write(folder: Path) -> dict[str, Any]:
         rounded = NOTHING_ROUNDED
-        if feeds_back(plan):
+        if _feeds_back(plan):
             targets = torchao.targets(plan, recipe.torchao, source)
             rounded = _round(recipe, source, _layers(stages, plan), key, targets, torchao.tunable)
         with stage("Writing the torchao folder") as running:
             running.total(plan.parameters)
             torchao.write_torchao(plan, recipe.torchao, source, rounded, folder, running.step)
-        return _without(rounded, plan)
+        return _outcome(rounded, plan)
 
     key = _key(plan, recipe, source, asdict(recipe.torchao))
     folder = stages.run("torchao", key, write)
     _layers(stages, plan).clear()
-    return Artifact("torchao", folder, weight_bytes(folder), plan.fallen_back(stages.notes("torchao")))
+    return Artifact("torchao", folder, weight_bytes(folder), plan.carried_out(**stages.notes("torchao")))
 
 
-def feeds_back(plan: FormatPlan) -> bool:
+def _texts(recipe: Recipe) -> list[Text]:
+    return calibration_texts(recipe.calibration.texts, recipe.calibration.count, recipe.folder)
+
+
+def _feeds_back(plan: FormatPlan) -> bool:
     """Whether anything of a plan is rounded with error feedback."""
     return any(row.rounding != "nearest" for row in plan.rows)
 
@@ -227,7 +232,7 @@ def _round(
     tunable: Callable[[Mapping[str, Floats]], list[str]],
 ) -> Rounded:  # fmt: skip
     """What error feedback makes of a plan's matrices, and tuning of that where the recipe asks for it."""
-    texts = calibration_texts(recipe.calibration.texts, recipe.calibration.count, recipe.folder)
+    texts = _texts(recipe)
     model = open_model(source)
     parameters = {
         name: each.detach().numpy().copy() for name, each in model.transformers_model.named_parameters() if each.dim() == 1
@@ -247,9 +252,10 @@ def _layers(stages: Stages, plan: FormatPlan) -> Stages:
     return Stages(stages.root / f".rounding-{plan.format}")
 
 
-def _without(rounded: Rounded, plan: FormatPlan) -> list[str]:
-    """Tensors that were to be rounded with feedback and were not."""
-    return [row.tensor.name for row in plan.rows if row.rounding != "nearest" and row.tensor.name not in rounded.codes]
+def _outcome(rounded: Rounded, plan: FormatPlan) -> dict[str, Any]:
+    """What `FormatPlan.carried_out` has to know."""
+    asked = [row.tensor.name for row in plan.rows if row.rounding != "nearest"]
+    return {"nearest": [name for name in asked if name not in rounded.codes], "tuned": bool(rounded.kept)}
 
 
 _EXPORT = {"gguf": _export_gguf, "torchao": _export_torchao}
@@ -262,8 +268,7 @@ def export(fmt: FormatPlan, made: Plan, imatrix: Imatrix, folder: Path) -> Artif
 
 def _key(plan: FormatPlan, recipe: Recipe, source: Source, extra: Any) -> str:
     rows = [[row.tensor.name, row.type, row.rounding] for row in plan.rows]
-    texts = calibration_texts(recipe.calibration.texts, recipe.calibration.count, recipe.folder)
-    read = texts_digest(texts, recipe.calibration.texts) if recipe.rounding != "nearest" else ""
+    read = texts_digest(_texts(recipe), recipe.calibration.texts) if _feeds_back(plan) else ""
     return stage_key(asdict(source) | {"path": ""}, recipe.name, recipe.rounding, rows, read, extra, tools())
 
 
@@ -294,6 +299,7 @@ def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, folder
             "rounding": recipe.rounding,
             "torchao": asdict(recipe.torchao),
             "calibration": {"dataset": imatrix.dataset, "texts": imatrix.chunks} if imatrix.path else None,
+            "rounding_texts": texts_digest(_texts(recipe), recipe.calibration.texts) if any(map(_feeds_back, made)) else None,
         },
         "tools": tools(),
         "artifacts": [_describe_artifact(artifact, folder) for artifact in artifacts],

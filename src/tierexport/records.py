@@ -195,11 +195,15 @@ class FormatPlan:
     format: str
     rows: tuple[PlannedTensor, ...]
 
-    def fallen_back(self, names: Collection[str]) -> "FormatPlan":
-        """The plan as it was carried out: of these tensors, error feedback turned out no better than nearest."""
-        note = "gptq was no better"
-        rows = (replace(row, rounding="nearest", note=note) if row.tensor.name in names else row for row in self.rows)
-        return replace(self, rows=tuple(rows))
+    def carried_out(self, nearest: Collection[str], tuned: bool) -> "FormatPlan":
+        """The plan as it turned out: the tensors that error feedback gained nothing for, and whether tuning gained anything."""
+
+        def done(row: PlannedTensor) -> PlannedTensor:
+            if row.tensor.name in nearest:
+                return replace(row, rounding="nearest", note="error feedback gained nothing")
+            return replace(row, rounding="gptq") if row.rounding == "distill" and not tuned else row
+
+        return replace(self, rows=tuple(map(done, self.rows)))
 
     @property
     def parameters(self) -> int:

@@ -321,7 +321,7 @@ def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Ima
         "general.license": source.licence,
         "general.source.huggingface.repository": source.base_model,
         "tierexport.recipe": recipe.name,
-        "tierexport.rounding": recipe.rounding,
+        "tierexport.rounding": next((row.rounding for row in plan.rows if row.rounding != "nearest"), "nearest"),
         "tierexport.source": source.base_model or source.name,
         "tierexport.source.revision": source.revision,
         "tierexport.source.digest": source.digest,

@@ -187,7 +187,7 @@ def found_table(found: Found) -> Table:
     names = ("type", "groups")
     table = _table(
         f"{found.bytes:,} bytes, {found.stored_bits:.3f} stored bits; 1−cos predicted {found.predicted:.6f}, "
-        f"measured {found.measured:.6f} on the same texts", *names
+        f"measured {found.measured:.6f} on the same texts, rounded to nearest", *names
     )  # fmt: skip
     for native in sorted(set(found.types.values()), key=bits_of):
         table.add_row(native, ", ".join(name for name, each in found.types.items() if each == native))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tierexport.encode import prompt_for
+from tierexport.errors import MachineError
 from tierexport.records import Text
 from tierexport.rounding.gptq import Codes
 from tierexport.rounding.layerwise import Rounded
@@ -55,19 +56,31 @@ def distill(
     """`rounded` with scales and fp32 parameters tuned so that the vectors come nearer to the teacher's.
 
     `model` runs with the rounded weights, `tunable` names those of its parameters that the format keeps
-    in fp32. What is best on held-back texts is taken, the untuned state included. Each segment is kept in
+    in fp32. The scales of K-quants, which are steps of a frame, stay. What is best on held-back texts is
+    taken, at worst `rounded` as it is. Each segment is kept in
     `stages` under `key`; `step` hears the steps done. Runs on CUDA where there is one.
+    Raises MachineError when its memory is too small.
     """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-    teacher.to(device)
-    student, lesson = _Student(model, rounded, tunable), _Lesson(model, teacher, texts)
-    best, losses = student.rounded(), [lesson.held_back_loss(student)]
+    for each in (model, teacher):
+        each.to(device).requires_grad_(False)
+    try:
+        return _tuned(_Student(model, rounded, tunable), _Lesson(model, teacher, texts), rounded, stages, key, step)
+    except torch.OutOfMemoryError as error:
+        raise MachineError("too little GPU memory for tuning: set CUDA_VISIBLE_DEVICES= to tune on the CPU") from error
+
+
+def _tuned(
+    student: "_Student", lesson: "_Lesson", untuned: Rounded, stages: Stages, key: str, step: Callable[[int], None]
+) -> Rounded:
+    best, losses = untuned, [lesson.held_back_loss(student)]
     for segment in range(STEPS // SEGMENT):
         losses.append(_segment(student, lesson, segment, stages, key))
         step(SEGMENT)
+        if not math.isfinite(losses[-1]):
+            break
         if losses[-1] == min(losses):
             best = student.rounded()
         if len(losses) - 1 - int(np.argmin(losses)) >= PATIENCE:
@@ -126,7 +139,7 @@ class _Student:
         with torch.no_grad():
             scaled = {name: self._scaled(name) for name in self._ratios}
         codes = {
-            name: Codes(each.grid, each.levels.cpu(), each.scales.cpu(), each.offsets.cpu(), None)
+            name: Codes(each.grid, self._rounded.codes[name].levels, each.scales.cpu(), each.offsets.cpu(), None)
             for name, each in scaled.items()
         }
         kept = {name: values.detach().cpu().numpy().copy() for name, values in self._kept.items()}
@@ -190,8 +203,8 @@ class _Lesson:
     """Texts in batches, in an order that a seed fixes, and what the teacher makes of them."""
 
     def __init__(self, model: "SentenceTransformer", teacher: "SentenceTransformer", texts: Sequence[Text]) -> None:
-        self._teacher = teacher
-        self._model = model
+        self._teacher, self._model = teacher, model
+        model.max_seq_length = min(model.max_seq_length or MOST_TOKENS, MOST_TOKENS)
         prompted = [prompt_for(teacher.prompts, text.kind) + text.text for text in texts]
         held = prompted[::HELD_BACK]
         seen = [text for row, text in enumerate(prompted) if row % HELD_BACK] or prompted
@@ -223,7 +236,7 @@ class _Lesson:
         import torch
 
         features = {
-            name: each.to(self._model.device)[:, :MOST_TOKENS]
+            name: each.to(self._model.device)
             for name, each in self._model.preprocess(list(texts)).items()
             if torch.is_tensor(each)
         }

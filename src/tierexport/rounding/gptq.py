@@ -19,7 +19,7 @@ DAMPING = 0.04
 
 MORE_DAMPING = 10.0
 TRIES = 4
-"""Where H is still not positive definite, damping grows tenfold, up to ten times the mean diagonal."""
+"""Where H is still not positive definite, damping grows tenfold, at most so many times in all."""
 
 TRIED_SCALES = 4
 """Candidates, the best without feedback, whose loss with feedback is compared."""
@@ -30,8 +30,8 @@ SWEEPS = 2
 
 @dataclass(frozen=True)
 class Codes:
-    """A rounded matrix: float32 levels (rows, columns), scales and offsets (rows, blocks), and the steps that
-    scales and offsets are multiples of, (2, rows, frames), or None.
+    """A rounded matrix: levels (rows, columns), int8 once they are final; float32 scales and offsets (rows, blocks);
+    and the steps that those are multiples of, float32 (2, rows, frames), or None.
     """
 
     grid: Grid
@@ -43,7 +43,7 @@ class Codes:
     def values(self) -> "torch.Tensor":
         """The float32 (rows, columns) matrix that a reader of the format will see."""
         rows, columns = self.levels.shape
-        blocks = self.levels.reshape(rows, -1, self.grid.block)
+        blocks = self.levels.float().reshape(rows, -1, self.grid.block)
         return (blocks * self.scales[..., None] + self.offsets[..., None]).reshape(rows, columns)
 
 
@@ -162,7 +162,11 @@ def _fitted(block: "torch.Tensor", weights: "torch.Tensor", grid: Grid) -> "tupl
     power = (weights * around.square()).sum(-1, keepdim=True)
     slope = divided((weights * around * block).sum(-1, keepdim=True), power)
     flat = levels.amax(-1, keepdim=True) == levels.amin(-1, keepdim=True)  # nothing to fit a slope to
-    slope, offset = slope.where(~flat, scale), (mean_value - slope * mean_level).where(~flat, offset)
+    fitted = mean_value - slope * mean_level
+    if grid.integer_offset:
+        zero = divided(-fitted, slope)
+        flat = flat | (zero < grid.low) | (zero > grid.high)
+    slope, offset = slope.where(~flat, scale), fitted.where(~flat, offset)
     lifted = (offset > 0) & (grid.blocks > 1)
     return origin.where(lifted, slope), offset.where(~lifted, 0.0)
 
@@ -187,8 +191,10 @@ def _ranges(block: "torch.Tensor", grid: Grid) -> "tuple[torch.Tensor, torch.Ten
     shares = torch.tensor([1.0, 0.94, 0.88, 0.8, 0.72])
     below, above = (each.reshape(-1, 1, 1) for each in torch.meshgrid(shares, shares, indexing="ij"))
     bottom, top = middle + (low - middle) * below, middle + (high - middle) * above
-    if grid.blocks > 1:
-        bottom = bottom.clamp(max=0)  # the offsets of a frame are never positive
+    if grid.blocks > 1 or grid.integer_offset:
+        bottom = bottom.clamp(max=0)  # the offsets of a frame are never positive; a zero point is one of the levels
+    if grid.integer_offset:
+        top = top.clamp(min=0)
     scale = (top - bottom) / (grid.high - grid.low)
     return scale, bottom - grid.low * scale
 
@@ -226,6 +232,8 @@ def _trial(
 
 def _descended(weight: "torch.Tensor", hessian: "torch.Tensor", codes: Codes) -> Codes:
     """The same with each block's scale refitted and each level chosen anew, the others as they are, in turns."""
+    import torch
+
     grid, levels = codes.grid, codes.levels.clone()
     scales, offsets = codes.scales.clone(), codes.offsets.clone()
     pull = (weight - codes.values()) @ hessian  # half the objective's gradient, with its sign turned
@@ -240,7 +248,7 @@ def _descended(weight: "torch.Tensor", hessian: "torch.Tensor", codes: Codes) ->
             new = levels[:, here] * found[0] + found[1]
             levels[:, here], new = _relevelled(new, pull[:, here] - (new - old) @ block, block, *found, grid)
             pull -= (new - old) @ hessian[here]
-    return Codes(grid, levels, scales, offsets, codes.frames)
+    return Codes(grid, levels.to(torch.int8), scales, offsets, codes.frames)
 
 
 def _rescaled(

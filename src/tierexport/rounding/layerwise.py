@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tierexport.errors import PlanError
 from tierexport.records import Floats, Tensor, Text
 from tierexport.rounding.gptq import Codes, Curvature, curvature_of, gptq, objective
 from tierexport.rounding.grids import Grid
@@ -31,7 +32,8 @@ CORRECTION_DAMPING = 0.05
 
 
 TOKENS = 8192
-"""Calibration tokens that are read, at most: the first texts that fit. More gain a little and take long (docs/log.md)."""
+"""Calibration tokens that are read, about: of more, texts are taken at even distances. More gain a little and take long
+(docs/log.md)."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,25 @@ class Layerwise:
                     if codes := _rounded(target, shared):
                         found[name] = codes
                 self._put(places, found[name].values().numpy() if name in found else target.nearest())
+        self._put_waiting(layer, list(waiting.values()))
         self._states = [self._replay.trace(layer, batch, self._states[batch])[1] for batch in self._replay.batches]
         self._exact.clear()
         return found
+
+    def _put_waiting(self, layer: int, waiting: Sequence[Target]) -> None:
+        """Give matrices that no Linear was seen to use the format's own rounding.
+
+        Raises PlanError if that is all of a layer's that were to have error feedback.
+        """
+        asked = [target for target in self._targets if target.tensor.layer == layer and target.grid is not None]
+        if asked and all(target in waiting for target in asked):
+            raise PlanError(
+                f"none of the matrices of layer {layer} was found in the running model, {asked[0].tensor.name} for one: "
+                'its converter changes them, so take rounding = "nearest"'
+            )
+        matrices = [name for name, parameter in self._parameters.items() if parameter.dim() == 2] if waiting else []
+        for target in waiting:
+            self._put(_places(target.values(), self._fp32_weights(matrices)), target.nearest())
 
     def _trace_fp32(self, layer: int, names: Sequence[str]) -> "dict[str, list[torch.Tensor]]":
         """Run a layer as it was over all texts: what the named Linears get, batch by batch."""
@@ -191,9 +209,9 @@ def round_layers(
 ) -> Rounded:
     """The codes of every target that error feedback serves better than the format's own rounding.
 
-    The model holds what all targets were rounded to in the end. Each layer is kept in `stages` under
-    `key` once it is done; `step` hears the parameters done. Raises PlanError for a model without a
-    list of layers.
+    The model holds in the end what every target was rounded to whose rows it has. Each layer is kept in
+    `stages` under `key` once it is done; `step` hears the parameters done. Raises PlanError for a model
+    without a list of layers, or with none of a layer's matrices.
     """
     replay = Replay(model, texts, TOKENS)
     work = Layerwise(replay, model.transformers_model, targets)

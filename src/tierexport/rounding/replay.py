@@ -77,7 +77,7 @@ class Replay:
         found: dict[str, torch.Tensor] = {}
 
         def watch(name: str, inputs: "torch.Tensor") -> None:
-            found[name] = self._real_rows(batch, inputs)
+            found.setdefault(name, self._real_rows(batch, inputs))  # the first call's, as in `inputs`
 
         hooks = {name: lambda _, inputs, name=name: watch(name, inputs[0]) for name in names}
         output = self._pass(layer, batch, state, hooks)

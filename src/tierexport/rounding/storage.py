@@ -19,7 +19,7 @@ def write_codes(codes: Mapping[str, Codes], path: Path) -> None:
         for part in PARTS:
             values = getattr(each, part)
             if values is not None:
-                parts[f"{name}/{part}"] = (values.to(torch.int8) if part == "levels" else values).contiguous()
+                parts[f"{name}/{part}"] = values.contiguous()
     save_file(parts, path)
 
 
@@ -32,7 +32,7 @@ def read_codes(path: Path, grids: Mapping[str, Grid]) -> dict[str, Codes]:
     return {
         name: Codes(
             grids[name],
-            parts[f"{name}/levels"].float(),
+            parts[f"{name}/levels"],
             parts[f"{name}/scales"],
             parts[f"{name}/offsets"],
             parts.get(f"{name}/frames"),
