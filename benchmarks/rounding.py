@@ -103,6 +103,7 @@ def main(data: tuple[str, ...], natives: tuple[str, ...]) -> None:
     """Compare, type by type."""
     print("type    rounding        1-cos     neighbours kept            time     peak")
     with tempfile.TemporaryDirectory() as scratch:
+        made_of = {}  # all are made before any is judged: a child's peak memory is never below its parent's
         for native in natives or TYPES:
             path = Path(scratch) / f"{native}.toml"
             path.write_text(recipe(native, "gptq"))
@@ -116,6 +117,8 @@ def main(data: tuple[str, ...], natives: tuple[str, ...]) -> None:
             theirs = run_theirs(native, fp32, Path(str(imatrix)), Path(scratch) / f"theirs-{native}.gguf")
             if types(mine[0]) != types(theirs[0]):
                 raise SystemExit(f"{native}: the files differ in their types, so they can't be compared")
+            made_of[native] = mine, theirs
+        for native, (mine, theirs) in made_of.items():
             first, second = judged(mine[0], data), judged(theirs[0], data)
             print(row("gptq", native, mine, first))
             print(row("llama-quantize", native, theirs, second), flush=True)

@@ -264,3 +264,10 @@ def test_the_plan_of_a_searched_recipe_is_the_pipelines(study: Study, tmp_path: 
     (planned,) = pipeline.plan(found.recipe).formats
     types = study.by_tensor(found.types)
     assert {row.tensor.name: row.type for row in planned.rows if row.tensor.name in types} == types
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "searched").glob("*.toml")), ids=lambda path: path.stem)
+def test_recipes_that_were_found_still_keep_their_budget(path: Path) -> None:
+    budget = int(tomllib.loads(path.read_text())["description"].split()[4].replace(",", ""))
+    (planned,) = pipeline.plan(path).formats
+    assert 0.95 * budget < planned.bytes < budget  # of the tensors alone; the header comes to that

@@ -57,9 +57,8 @@ def distill(
 
     `model` runs with the rounded weights, `tunable` names those of its parameters that the format keeps
     in fp32. The scales of K-quants, which are steps of a frame, stay. What is best on held-back texts is
-    taken, at worst `rounded` as it is. Each segment is kept in
-    `stages` under `key`; `step` hears the steps done. Runs on CUDA where there is one.
-    Raises MachineError when its memory is too small.
+    taken, at worst `rounded` as it is. Each segment is kept in `stages` under `key`; `step` hears the
+    steps done. Runs on CUDA where there is one. Raises MachineError when its memory is too small.
     """
     import torch
 
