@@ -84,25 +84,28 @@ def frontier_picture(found: Frontier, kind: str) -> bytes:
 
 def map_picture(found: ModelMap, kind: str) -> bytes:
     """What each layer does above what rounding it alone costs, layer by layer."""
-    figure = _figure(1, 7.5)
-    does, costs = figure.subplots(2, 1, sharex=True)
+    figure = _figure(1, 9)
+    does, costs, keeps = figure.subplots(3, 1, sharex=True, height_ratios=(4, 3, 2))
     layers = [each.layer for each in found.readings]
     for name, label in _READINGS.items():
         does.plot(layers, [getattr(each, name) for each in found.readings], "o-", label=label)
     if found.binding_layer is not None:
         does.axvline(found.binding_layer, color="0.5", linestyle=":", label="binding layer")
-    does.set_title(f"{found.model}: what each layer does")
+    does.set_title(f"{found.model}: what each layer does", loc="left")
     does.set_ylim(bottom=min(0, does.get_ylim()[0]))
     bits = sorted({each.bits for each in found.damages})
     width = 0.8 / len(bits)
     for number, each in enumerate(bits):
-        losses = [damage.loss for damage in found.damages if damage.bits == each]
-        costs.bar([layer + (number - (len(bits) - 1) / 2) * width for layer in layers], losses, width, label=f"at {each} bits")
+        rounded = [damage for damage in found.damages if damage.bits == each]
+        beside = [layer + (number - (len(bits) - 1) / 2) * width for layer in layers]
+        costs.bar(beside, [damage.loss for damage in rounded], width, label=f"at {each} bits")
+        keeps.plot(layers, [damage.top10_retention for damage in rounded], "o-", label=f"at {each} bits")
     costs.set_yscale("log")
-    costs.set_title("1 − cosine of the pooled vector, with this layer alone rounded")
-    costs.set_xlabel("layer")
-    costs.set_xticks(layers)
-    for axes in (does, costs):
+    costs.set_title("1 − cosine, with this layer alone rounded", loc="left")
+    keeps.set_title("top-10 neighbours kept, likewise", loc="left")
+    keeps.set_xlabel("layer")
+    keeps.set_xticks(layers)
+    for axes in (does, costs, keeps):
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))  # hides no line
