@@ -7,7 +7,9 @@
     │   ├── PlanError             a tier that a tensor can't take
     │   ├── DataError             texts, a retrieval set, an STS file
     │   ├── CalibrationError      an importance matrix
-    │   └── ArtifactError         a file or folder that is not what it should be
+    │   ├── ArtifactError         a file or folder that is not what it should be
+    │   ├── VectorError           vectors, codes or a codec that can't be used
+    │   └── PublishError          something that must not be published, or has no place to go
     └── MachineError          exit 3: this machine lacks something (disk, network, a program)
 
 A message is complete by itself: the thing, its value, the rule, and what to do.
@@ -46,6 +48,14 @@ class CalibrationError(InputError):
 
 class ArtifactError(InputError):
     """A file or folder is not the artifact it is taken for."""
+
+
+class VectorError(InputError):
+    """Vectors, codes or a codec can't be used."""
+
+
+class PublishError(InputError):
+    """Something must not be published as it is, or the place for it can't be."""
 
 
 class MachineError(TierexportError):

@@ -1,0 +1,147 @@
+"""Vectors in fewer bits: int8, int4, trinary and binary, one formula for all, packed to the last bit.
+
+A dimension's range [low, high] is cut into cells of equal width; a value becomes the number of its cell, and comes back
+as the cell's middle. int8 is sentence-transformers' `quantize_embeddings` (its "uint8"; "int8" is the same less 128), int4
+faiss's QT_4bit, binary the bits of both; trinary packs five digits to the base of three into a byte.
+
+Values beyond the range, infinities too, take the outermost cell and never wrap around; NaN is refused. A zero vector is
+coded like any other.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tierexport.errors import VectorError
+from tierexport.records import Floats
+
+Bytes = npt.NDArray[np.uint8]
+
+CELLS = {"int8": 255, "int4": 15, "trinary": 3, "binary": 2}
+"""Cells that a range is cut into. Of int8 and int4 the upper end itself has a cell of its own, as in the libraries."""
+
+TOP = {"int8": 255, "int4": 15, "trinary": 2, "binary": 1}
+"""The highest number of a cell."""
+
+TRITS = 5
+"""Digits to the base of three in a byte: 3^5 = 243."""
+
+LARGE = np.float32(1e30)
+"""What infinity is taken for, so that a rotation does not make NaN of it."""
+
+_POWERS = np.array([3**digit for digit in range(TRITS)], np.uint8)
+_DIGITS = (np.arange(256, dtype=np.uint8)[:, None] // _POWERS % 3).astype(np.uint8)
+"""The five digits of every byte."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How vectors of one model are stored: a level, and the range of each dimension, float32 (dimensions,).
+
+    Where the range is `per_vector`, `low` and `high` are multiples of each vector's root mean square; that scale is
+    not stored, so what comes back has the vector's direction alone, which is all that a cosine needs.
+    `rotation`, float32 (dimensions, dimensions) or None, is orthogonal and comes before everything else.
+    """
+
+    level: str
+    low: Floats
+    high: Floats
+    per_vector: bool = False
+    rotation: Floats | None = None
+    cells: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.level not in CELLS:
+            raise VectorError(f"{self.level!r} is no level: {', '.join(CELLS)}")
+        if self.low.shape != self.high.shape or self.low.ndim != 1 or not np.isfinite(self.low + self.high).all():
+            raise VectorError("a codec's bounds have to be finite, and one pair for each dimension")
+        width = (self.high - self.low).astype(np.float32) / np.float32(CELLS[self.level])
+        object.__setattr__(self, "cells", np.where(width <= 0, np.float32(1), width))
+
+    @property
+    def dimensions(self) -> int:
+        return len(self.low)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one vector."""
+        return packed_bytes(self.level, self.dimensions)
+
+    def encode(self, vectors: Floats) -> Bytes:
+        """Packed codes, uint8 (vectors, bytes). Raises VectorError for NaN or another number of dimensions."""
+        return pack(self.numbers(vectors), self.level)
+
+    def decode(self, codes: Bytes) -> Floats:
+        """What codes stand for, float32 (vectors, dimensions), the rotation undone."""
+        values = self.values(unpack(codes, self.level, self.dimensions))
+        return values if self.rotation is None else values @ self.rotation.T
+
+    def prepared(self, vectors: Floats) -> Floats:
+        """Vectors as cells are counted in: rotated, and of unit root mean square where ranges are per vector."""
+        if vectors.ndim != 2 or vectors.shape[1] != self.dimensions:
+            raise VectorError(f"vectors of shape {vectors.shape}, where the codec has {self.dimensions} dimensions")
+        if np.isnan(vectors).any():
+            raise VectorError(f"vector {int(np.isnan(vectors).any(1).argmax())} holds NaN, which no code stands for")
+        found = np.clip(vectors, -LARGE, LARGE).astype(np.float32, copy=False)
+        if self.rotation is not None:
+            found = found @ self.rotation
+        if not self.per_vector:
+            return found
+        scale = np.sqrt(np.mean(np.square(found, dtype=np.float64), axis=1, keepdims=True))
+        return (found / np.where(scale > 0, scale, 1)).astype(np.float32)
+
+    def numbers(self, vectors: Floats) -> Bytes:
+        """The cell of every value, uint8 (vectors, dimensions)."""
+        values = self.prepared(vectors)
+        if self.level == "binary":  # a value on the border is 0, as in sentence-transformers
+            return (values > (self.low + self.high) / 2).astype(np.uint8)
+        found: Bytes = np.clip(np.floor((values - self.low) / self.cells), 0, TOP[self.level]).astype(np.uint8)
+        return found
+
+    def values(self, numbers: Bytes) -> Floats:
+        """The middle of every cell, float32 (vectors, dimensions); what has no range is its only value."""
+        flat = self.high <= self.low
+        found: Floats = self.low + (numbers + np.float32(0.5)) * self.cells
+        return np.where(flat, self.low, found).astype(np.float32)
+
+
+def packed_bytes(level: str, dimensions: int) -> int:
+    """Bytes of one vector at a level: 2,048 dimensions take 2,048, 1,024, 410 and 256."""
+    per_byte = {"int8": 1, "int4": 2, "trinary": TRITS, "binary": 8}[level]
+    return -(-dimensions // per_byte)
+
+
+def pack(numbers: Bytes, level: str) -> Bytes:
+    """Cell numbers, uint8 (vectors, dimensions), as bytes; the last byte of a vector is filled up with zeros."""
+    if level == "int8":
+        return numbers
+    if level == "binary":
+        return np.packbits(numbers, axis=1)
+    if level == "int4":
+        even = _filled(numbers, 2)
+        return even[:, ::2] | even[:, 1::2] << np.uint8(4)
+    fives = _filled(numbers, TRITS).reshape(len(numbers), packed_bytes(level, numbers.shape[1]), TRITS)
+    found: Bytes = (fives * _POWERS).sum(2, dtype=np.uint8)
+    return found
+
+
+def unpack(codes: Bytes, level: str, dimensions: int) -> Bytes:
+    """What `pack` was given. Raises VectorError for bytes that it does not write."""
+    if codes.ndim != 2 or codes.shape[1] != packed_bytes(level, dimensions):
+        wanted = packed_bytes(level, dimensions)
+        raise VectorError(f"codes of shape {codes.shape}: {level} takes {wanted} bytes for {dimensions} dimensions")
+    if level == "int8":
+        return codes
+    if level == "binary":
+        return np.unpackbits(codes, axis=1, count=dimensions)
+    if level == "int4":
+        return np.stack([codes & 15, codes >> 4], 2).reshape(len(codes), 2 * codes.shape[1])[:, :dimensions]
+    if codes.size and codes.max() >= 3**TRITS:
+        raise VectorError(f"a byte of {int(codes.max())} holds no five digits to the base of three: the file is damaged")
+    found: Bytes = _DIGITS[codes].reshape(len(codes), TRITS * codes.shape[1])[:, :dimensions]
+    return found
+
+
+def _filled(numbers: Bytes, multiple: int) -> Bytes:
+    return np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % multiple)))

@@ -1,0 +1,107 @@
+"""Searching packed vectors without decoding all of them at once: cosines with unquantized queries, or Hamming distances."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from tierexport.errors import VectorError
+from tierexport.records import Floats
+from tierexport.vectors.codecs import Bytes, Codec, unpack
+
+CHUNK = 16_384
+"""Vectors that are unpacked together."""
+
+Indices = npt.NDArray[np.int64]
+
+
+class Index:
+    """Packed documents, uint8 (documents, bytes), and the length of each, so that scores are cosines."""
+
+    def __init__(self, codec: Codec, codes: Bytes) -> None:
+        self.codec, self.codes = codec, codes
+        lengths = [np.linalg.norm(values, axis=1) for values in self._chunks()]
+        self._lengths: Floats = np.concatenate(lengths) if lengths else np.zeros(0, np.float32)
+
+    def scores(self, queries: Floats, quantized: bool = False) -> Iterator[Floats]:
+        """Cosines float32 (queries, documents of a chunk), chunk after chunk.
+
+        Queries are taken as they are (asymmetric), or through the codec as the documents were.
+        """
+        ours = self._directions(queries, quantized)
+        start = 0
+        for values in self._chunks():
+            lengths = self._lengths[start : start + len(values)]
+            found: Floats = ours @ values.T / _divisors(lengths)
+            yield found
+            start += len(values)
+
+    def search(self, queries: Floats, count: int, quantized: bool = False) -> tuple[Floats, Indices]:
+        """The `count` best documents of each query, best first: cosines and rows, both (queries, count)."""
+        count = self._count(count)
+        best = np.zeros((len(queries), 0), np.float32)
+        rows = np.zeros((len(queries), 0), np.int64)
+        start = 0
+        for found in self.scores(queries, quantized):
+            best = np.concatenate([best, found], 1)
+            rows = np.concatenate([rows, np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)], 1)
+            chosen = _top(best, count)
+            best, rows = np.take_along_axis(best, chosen, 1), np.take_along_axis(rows, chosen, 1)
+            start += found.shape[1]
+        return best, rows
+
+    def hamming(self, queries: Floats, count: int, rescored: int = 0) -> tuple[Floats, Indices]:
+        """The nearest binary codes, through faiss: distances in bits and rows, (queries, count), nearest first.
+
+        With `rescored`, so many times as many are found, and the best of them by cosine with the unquantized query come
+        back, with those cosines. Raises VectorError for another level.
+        """
+        import faiss
+
+        if self.codec.level != "binary":
+            raise VectorError(f"Hamming distances are of binary codes, not of {self.codec.level}")
+        count = self._count(count)
+        index = faiss.IndexBinaryFlat(8 * self.codec.bytes)
+        index.add(np.ascontiguousarray(self.codes))
+        distances, rows = index.search(self.codec.encode(queries), min(count * max(rescored, 1), len(self.codes)))
+        if not rescored:
+            return distances.astype(np.float32), rows
+        ours = self._directions(queries, False)
+        values = self._values(self.codes[rows.reshape(-1)]).reshape(*rows.shape, -1)
+        cosines = np.einsum("qd,qkd->qk", ours, values) / _divisors(self._lengths[rows])
+        order = _top(cosines, count)
+        return np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
+
+    def _count(self, count: int) -> int:
+        if count < 1 or not len(self.codes):
+            raise VectorError(f"can't find {count} of {len(self.codes)} vectors")
+        return min(count, len(self.codes))
+
+    def _directions(self, queries: Floats, quantized: bool) -> Floats:
+        """Queries of unit length, as the codec counts, rotated but not scaled to each vector's own range."""
+        found = self._values(self.codec.encode(queries)) if quantized else self.codec.prepared(queries)
+        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        directions: Floats = found / _divisors(lengths)
+        return directions
+
+    def _values(self, codes: Bytes) -> Floats:
+        return self.codec.values(unpack(codes, self.codec.level, self.codec.dimensions))
+
+    def _chunks(self) -> Iterator[Floats]:
+        for start in range(0, len(self.codes), CHUNK):
+            yield self._values(self.codes[start : start + CHUNK])
+
+
+def _divisors(lengths: Floats) -> Floats:
+    """Lengths to divide by: a zero vector stays one."""
+    return np.where(lengths > 0, lengths, np.float32(1)).astype(np.float32)
+
+
+def _top(scores: Floats, count: int) -> Indices:
+    """Columns of the greatest scores of each row, greatest first; ties go to the first, as in a full sort."""
+    if scores.shape[1] > count:
+        chosen = np.sort(np.argpartition(-scores, count - 1, 1)[:, :count], 1)
+    else:
+        chosen = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    order = np.argsort(-np.take_along_axis(scores, chosen, 1), 1, kind="stable")
+    return np.take_along_axis(chosen, order, 1)

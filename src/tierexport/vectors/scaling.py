@@ -1,0 +1,130 @@
+"""Choosing a codec's bounds from vectors that come in batches."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tierexport.errors import VectorError
+from tierexport.records import Floats
+from tierexport.vectors.codecs import CELLS, Codec
+
+MOMENTUM = 0.99
+"""What a moving statistic keeps at each batch."""
+
+SPREADS = {"int8": 4.0, "int4": 2.5, "trinary": 1.84, "binary": 1.6}
+"""Half a range in standard deviations: near the uniform quantizer of least squared error for a normal distribution with so
+many cells (Max 1960, doi 10.1109/TIT.1960.1057548)."""
+
+TRIED_SPREADS = np.linspace(0.4, 1.6, 25)
+"""Multiples of SPREADS among which "clip" takes the best."""
+
+SCALINGS = ("minmax", "rolling", "clip")
+
+
+@dataclass
+class Moments:
+    """Least, greatest, moving mean and moving standard deviation of each dimension, float64 (dimensions,)."""
+
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    deviation: npt.NDArray[np.float64]
+    batches: int = 1
+
+    def add(self, batch: Floats) -> None:
+        """One more batch; the first hundred are averaged evenly, so that the first does not count for more."""
+        keep = min(MOMENTUM, self.batches / (self.batches + 1))
+        self.low = np.minimum(self.low, batch.min(0))
+        self.high = np.maximum(self.high, batch.max(0))
+        self.mean = keep * self.mean + (1 - keep) * batch.mean(0, dtype=np.float64)
+        self.deviation = keep * self.deviation + (1 - keep) * batch.std(0, dtype=np.float64)
+        self.batches += 1
+
+
+def moments(batches: Iterable[Floats]) -> Moments:
+    """What all batches, float32 (vectors, dimensions), tell. Raises VectorError without vectors."""
+    found: Moments | None = None
+    for batch in batches:
+        if len(batch) and found is None:
+            mean, deviation = batch.mean(0, dtype=np.float64), batch.std(0, dtype=np.float64)
+            found = Moments(batch.min(0).astype(np.float64), batch.max(0).astype(np.float64), mean, deviation)
+        elif len(batch) and found is not None:
+            found.add(batch)
+    if found is None:
+        raise VectorError("there are no vectors to fit a codec on")
+    return found
+
+
+def fit(vectors: Floats, level: str, scaling: str, per_vector: bool = False, rotation: Floats | None = None) -> Codec:
+    """A codec whose bounds come from vectors, float32 (vectors, dimensions), in batches of BATCH.
+
+    "minmax": from least to greatest. "rolling": around the moving mean, by so many moving standard deviations as suit a
+    normal distribution. "clip": as "rolling", by the multiple that gives the least squared error on these vectors, one for
+    all dimensions. binary's border is the middle of the range, so its ranges, and trinary's, lie around zero.
+    Raises VectorError.
+    """
+    if scaling not in SCALINGS:
+        raise VectorError(f"{scaling!r} is no way to choose bounds: {', '.join(SCALINGS)}")
+    if level not in CELLS:
+        raise VectorError(f"{level!r} is no level: {', '.join(CELLS)}")
+    if not np.isfinite(vectors).all():
+        raise VectorError("vectors to fit a codec on hold NaN or infinity")
+    blank = np.zeros(vectors.shape[1], np.float32)
+    prepared = Codec(level, blank, blank, per_vector, rotation).prepared(vectors)
+    found = moments(_batches(prepared))
+    if per_vector:  # one range for all dimensions, since a vector has one scale
+        found = _overall(found)
+    if scaling == "minmax":
+        low, high = found.low, found.high
+        if CELLS[level] <= 3:
+            high = np.maximum(np.abs(low), np.abs(high))
+            low = -high
+        return _codec(level, low, high, per_vector, rotation)
+    tried = TRIED_SPREADS if scaling == "clip" else [1.0]
+    codecs = [_codec(level, *_around(found, level, factor), per_vector, rotation) for factor in tried]
+    return min(codecs, key=lambda codec: _error(codec, prepared)) if len(codecs) > 1 else codecs[0]
+
+
+BATCH = 256
+
+
+def _batches(vectors: Floats) -> Iterator[Floats]:
+    for first in range(0, len(vectors), BATCH):
+        yield vectors[first : first + BATCH]
+
+
+def _overall(found: Moments) -> Moments:
+    """The same for all dimensions together."""
+    deviation = np.sqrt(np.mean(np.square(found.deviation) + np.square(found.mean)))
+    values = (found.low.min(), found.high.max(), found.mean.mean(), deviation)
+    low, high, mean, spread = (np.full_like(found.low, value) for value in values)
+    return Moments(low, high, mean, spread)
+
+
+def _around(found: Moments, level: str, factor: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    few = CELLS[level] <= 3
+    middle = 0 if few else found.mean
+    spread = np.sqrt(np.square(found.deviation) + np.square(found.mean)) if few else found.deviation
+    half = SPREADS[level] * factor * spread
+    return middle - half, middle + half
+
+
+def _codec(
+    level: str, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], per_vector: bool, rotation: Floats | None
+) -> Codec:
+    return Codec(level, low.astype(np.float32), high.astype(np.float32), per_vector, rotation)
+
+
+def _error(codec: Codec, prepared: Floats) -> float:
+    """Mean squared error over prepared vectors."""
+    plain = Codec(codec.level, codec.low, codec.high)
+    return float(np.square(plain.values(plain.numbers(prepared)) - prepared).mean())
+
+
+def random_rotation(dimensions: int, seed: int = 0) -> Floats:
+    """An orthogonal matrix, float32 (dimensions, dimensions): it spreads a vector's weight evenly over its dimensions."""
+    found, upper = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimensions, dimensions)))
+    rotation: Floats = (found * np.sign(np.diagonal(upper))).astype(np.float32)
+    return rotation

@@ -1,0 +1,238 @@
+"""Codecs: exact packing on any dimension, the same numbers as the libraries that have the level, and search."""
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tierexport.errors import VectorError
+from tierexport.records import Floats
+from tierexport.vectors.codecs import TOP, Codec, pack, packed_bytes, unpack
+from tierexport.vectors.index import Index, Indices
+from tierexport.vectors.scaling import SCALINGS, fit, random_rotation
+from tierexport.vectors.storage import read_codec, to_faiss, write_codec
+
+LEVELS = tuple(TOP)
+
+
+def some(count: int = 500, dimensions: int = 64, seed: int = 0) -> Floats:
+    """Unit vectors whose dimensions differ in spread and mean."""
+    generator = np.random.default_rng(seed)
+    found = generator.standard_normal((count, dimensions)) * np.linspace(0.2, 2, dimensions) + np.linspace(
+        -0.3, 0.3, dimensions
+    )
+    unit: Floats = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+def codec_of(level: str, dimensions: int) -> Codec:
+    return Codec(level, np.full(dimensions, -1, np.float32), np.full(dimensions, 1, np.float32))
+
+
+# --- packing
+
+
+def test_bytes_of_2048_dimensions() -> None:
+    assert [packed_bytes(level, 2048) for level in LEVELS] == [2048, 1024, 410, 256]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_packing_round_trips_on_any_dimension(data: st.DataObject) -> None:
+    level = data.draw(st.sampled_from(LEVELS))
+    dimensions = data.draw(st.integers(1, 50))
+    numbers = data.draw(arrays(np.uint8, (data.draw(st.integers(0, 4)), dimensions), elements=st.integers(0, TOP[level])))
+    codes = pack(numbers, level)
+    assert codes.dtype == np.uint8
+    assert codes.shape == (len(numbers), packed_bytes(level, dimensions))
+    assert np.array_equal(unpack(codes, level, dimensions), numbers)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_no_value_wraps_around(data: st.DataObject) -> None:
+    """Beyond the range lies the outermost cell, however far, and a cell's middle comes back as itself."""
+    level = data.draw(st.sampled_from(LEVELS))
+    rotated = data.draw(st.booleans())
+    values = data.draw(arrays(np.float32, (3, 12), elements=st.floats(allow_nan=False, width=32)))
+    codec = codec_of(level, 12)
+    if rotated:
+        codec = Codec(level, codec.low, codec.high, rotation=random_rotation(12))
+    decoded = codec.decode(codec.encode(values))
+    assert np.isfinite(decoded).all()
+    if not rotated:
+        assert (decoded[values >= 1] > 0).all()
+        assert (decoded[values <= -1] < 0).all()
+        inside = np.abs(values) <= 1
+        assert (np.abs(decoded - values)[inside] <= codec.cells[0] / 2 + 1e-6).all()
+        assert np.array_equal(codec.encode(decoded), codec.encode(values))
+
+
+def test_what_is_no_number_is_refused_and_infinity_is_far() -> None:
+    for level in LEVELS:
+        codec = codec_of(level, 3)
+        with pytest.raises(VectorError, match="vector 1 holds NaN"):
+            codec.encode(np.array([[0, 0, 0], [0, np.nan, 0]], np.float32))
+        ends = codec.numbers(np.array([[np.inf, -np.inf, 0]], np.float32))[0]
+        assert ends[:2].tolist() == [TOP[level], 0]
+        for per_vector in (False, True):
+            zero = Codec(level, codec.low, codec.high, per_vector).decode(codec.encode(np.zeros((1, 3), np.float32)))
+            assert np.isfinite(zero).all()
+
+
+def test_codes_and_vectors_of_another_shape_are_refused() -> None:
+    codec = codec_of("trinary", 7)
+    with pytest.raises(VectorError, match="7 dimensions"):
+        codec.encode(np.zeros((1, 8), np.float32))
+    with pytest.raises(VectorError, match="takes 2 bytes"):
+        codec.decode(np.zeros((1, 3), np.uint8))
+    with pytest.raises(VectorError, match="the file is damaged"):
+        codec.decode(np.full((1, 2), 243, np.uint8))
+    with pytest.raises(VectorError, match="is no level"):
+        codec_of("int2", 4)
+
+
+# --- the libraries that have the level
+
+
+@pytest.mark.parametrize(("level", "theirs", "shift"), [("int8", "uint8", 0), ("int8", "int8", 128), ("binary", "ubinary", 0)])
+def test_the_bits_of_sentence_transformers(level: str, theirs: str, shift: int) -> None:
+    from sentence_transformers.util.quantization import quantize_embeddings
+
+    vectors = some(dimensions=61)
+    vectors[0, :5] = 0
+    ranges = np.stack([vectors[:300].min(0), vectors[:300].max(0)])  # the rest goes beyond
+    codec = Codec(level, *((ranges) if level == "int8" else (-np.ones(61, np.float32), np.ones(61, np.float32))))
+    expected = quantize_embeddings(vectors, theirs, ranges=ranges)
+    assert np.array_equal(codec.encode(vectors), (expected.astype(np.int16) + shift).astype(np.uint8))
+
+
+@pytest.mark.parametrize("level", ["int8", "int4"])
+def test_the_bits_and_values_of_faiss(level: str) -> None:
+    vectors = some(dimensions=64)
+    codec = fit(vectors[:300], level, "minmax")
+    index = to_faiss(codec, codec.encode(vectors))
+    native = faiss.IndexScalarQuantizer(64, index.sq.qtype, faiss.METRIC_INNER_PRODUCT)
+    native.train(vectors[:300])
+    native.add(vectors)
+    ours = codec.numbers(vectors).astype(np.int16)
+    theirs = unpack(faiss.vector_to_array(native.codes).reshape(len(vectors), -1), level, 64)
+    assert np.abs(ours - theirs).max() <= 1  # faiss multiplies where we divide: a value on a border may fall either way
+    assert (ours != theirs).mean() < 1e-3
+    assert np.allclose(index.reconstruct_n(0, len(vectors)), codec.decode(codec.encode(vectors)), atol=1e-5)
+
+
+def test_binary_in_faiss_is_hamming() -> None:
+    vectors = some()
+    codec = fit(vectors, "binary", "rolling")
+    codes = codec.encode(vectors)
+    distances, rows = to_faiss(codec, codes).search(codes[:5], 3)
+    bits = np.unpackbits(codes, axis=1)
+    exact = (bits[:5, None] != bits[None]).sum(2)
+    assert np.array_equal(np.sort(exact, 1)[:, :3], distances)
+    assert rows[:, 0].tolist() == list(range(5))
+
+
+def test_faiss_lacks_trinary_and_odd_nibbles() -> None:
+    with pytest.raises(VectorError, match="no index of trinary"):
+        to_faiss(codec_of("trinary", 10), np.zeros((1, 2), np.uint8))
+    with pytest.raises(VectorError, match="an odd number"):
+        to_faiss(codec_of("int4", 5), np.zeros((1, 3), np.uint8))
+
+
+# --- bounds
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("per_vector", [False, True])
+def test_more_levels_keep_more(level: str, scaling: str, per_vector: bool) -> None:
+    vectors = some(1000)
+    codec = fit(vectors[:500], level, scaling, per_vector)
+    back = codec.decode(codec.encode(vectors[500:]))
+    cosines = (back * vectors[500:]).sum(1) / np.linalg.norm(back, axis=1)
+    least = {"int8": 0.999, "int4": 0.96, "trinary": 0.6 if scaling == "minmax" else 0.84, "binary": 0.7}[level]
+    assert cosines.mean() > least
+
+
+def test_clipping_has_the_least_error_on_what_it_saw() -> None:
+    vectors = some(1000)
+    for level in LEVELS:
+        errors = {}
+        for scaling in SCALINGS:
+            codec = fit(vectors, level, scaling)
+            errors[scaling] = float(np.square(codec.decode(codec.encode(vectors)) - vectors).mean())
+        assert errors["clip"] <= errors["rolling"] + 1e-9
+    assert errors["clip"] < errors["minmax"]
+
+
+def test_dimensions_without_a_range_are_their_value() -> None:
+    vectors = some(50, 8)
+    vectors[:, 3] = 0.25
+    for level in ("int8", "int4"):
+        codec = fit(vectors, level, "minmax")
+        assert np.allclose(codec.decode(codec.encode(vectors))[:, 3], 0.25)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((0, 4), np.float32), np.full((2, 4), np.inf, np.float32)])
+def test_nothing_to_fit_on(wrong: Floats) -> None:
+    with pytest.raises(VectorError):
+        fit(wrong, "int8", "rolling")
+
+
+# --- search and files
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_search_finds_what_decoding_everything_finds(
+    level: str, quantized: bool, rotated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tierexport.vectors import index as module
+
+    monkeypatch.setattr(module, "CHUNK", 64)
+    vectors, queries = some(300, 33), some(7, 33, seed=1)
+    codec = fit(vectors, level, "clip", rotation=random_rotation(33) if rotated else None)
+    codes = codec.encode(vectors)
+    scores, rows = Index(codec, codes).search(queries, 10, quantized)
+    asked = codec.decode(codec.encode(queries)) if quantized else queries
+    back = codec.decode(codes)
+    exact = (asked @ back.T) / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(back, axis=1)
+    assert np.allclose(scores, -np.sort(-exact, 1)[:, :10], atol=1e-5)
+    assert np.allclose(np.take_along_axis(exact, rows, 1), scores, atol=1e-5)
+
+
+def test_rescoring_brings_binary_nearer_to_the_unquantized() -> None:
+    vectors, queries = some(2000, 64), some(50, 64, seed=1)
+    codec = fit(vectors, "binary", "rolling")
+    index = Index(codec, codec.encode(vectors))
+    best = np.argsort(-(queries @ vectors.T), 1)[:, :10]
+
+    def kept(rows: Indices) -> float:
+        return float(np.mean([len(set(one) & set(other)) for one, other in zip(rows.tolist(), best.tolist(), strict=True)]))
+
+    assert kept(index.hamming(queries, 10)[1]) < kept(index.hamming(queries, 10, rescored=4)[1]) <= 10
+    assert np.array_equal(index.hamming(queries, 10, rescored=200)[1], index.search(queries, 10)[1])
+    with pytest.raises(VectorError, match="can't find 0"):
+        index.search(queries, 0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_files_come_back(level: str, tmp_path: Path) -> None:
+    vectors = some()
+    codec = fit(vectors, level, "rolling", per_vector=True, rotation=random_rotation(64))
+    codes = codec.encode(vectors)
+    write_codec(tmp_path / "codec.safetensors", codec, codes)
+    again, held = read_codec(tmp_path / "codec.safetensors")
+    assert held is not None
+    assert np.array_equal(held, codes)
+    assert np.array_equal(again.decode(held), codec.decode(codes))
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "codec.safetensors").read_bytes()[:200])
+    for wrong in ("cut.safetensors", "missing.safetensors"):
+        with pytest.raises(VectorError, match="is no codec that tierexport wrote"):
+            read_codec(tmp_path / wrong)
