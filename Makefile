@@ -4,7 +4,7 @@ BIN := .venv/bin
 TIEREXPORT_TOOLS ?= $(HOME)/.cache/tierexport/tools
 export TIEREXPORT_TOOLS
 
-.PHONY: demo test check bench tools clean
+.PHONY: demo test check bench docs tools clean
 
 demo: .venv/installed  ## install, then build the default recipe on the default model
 	$(BIN)/tierexport build recipes/three_tier.toml
@@ -22,6 +22,9 @@ bench: .venv/installed tools  ## performance, as ratios taken side by side
 	$(BIN)/python benchmarks/passages.py
 	$(BIN)/python benchmarks/quantizing.py
 	$(BIN)/python benchmarks/rounding.py
+
+docs: .venv/installed  ## the tables of docs/recipes.md, from the code
+	$(BIN)/python -m tierexport.report.reference docs/recipes.md
 
 tools: .venv/installed  ## llama.cpp's own programs, from the pinned archive, to compare with
 	PYTHON=$(BIN)/python third_party/build_tools.sh $(TIEREXPORT_TOOLS)

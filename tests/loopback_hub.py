@@ -5,27 +5,42 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 """The one commit of every repository."""
 
+Server = TypeVar("Server", bound=ThreadingHTTPServer)
 
-class Hub(ThreadingHTTPServer):
-    """The three answers of a hub that huggingface_hub's snapshot_download asks for.
 
-    `repositories` maps "models/ORG/NAME" and "datasets/ORG/NAME" to the folders they serve.
-    """
+class Loopback(ThreadingHTTPServer):
+    """A server on a free port of 127.0.0.1, and the real client in processes that know no other hub."""
 
-    def __init__(self, repositories: Mapping[str, Path], cache: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.repositories = repositories
+    def __init__(self, answers: type[BaseHTTPRequestHandler], cache: Path) -> None:
+        super().__init__(("127.0.0.1", 0), answers)
         self.cache = cache
-        self.asked: list[str] = []
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def environment(self) -> dict[str, str]:
+        """What the client reads when it is imported."""
+        return {"HF_ENDPOINT": self.endpoint, "HF_HUB_CACHE": str(self.cache)}
+
+    def python(self, code: str, *arguments: str, **environment: str) -> Any:
+        """What `code` prints, as JSON has it, from a process of its own."""
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, **self.environment(), **environment},
+            capture_output=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
 
     def ask(self, imports: str, call: str, argument: str, **environment: str) -> Any:
         """What `call` on `name` returns, as JSON has it, or the error's type and message.
@@ -38,20 +53,35 @@ class Hub(ThreadingHTTPServer):
             f"try: print(json.dumps(asdict({call}), default=str))\n"
             "except TierexportError as error: print(json.dumps([type(error).__name__, str(error)]))"
         )
-        here = {"HF_ENDPOINT": f"http://127.0.0.1:{self.server_port}", "HF_HUB_CACHE": str(self.cache)}
-        done = subprocess.run(
-            [sys.executable, "-c", code, argument], env={**os.environ, **here, **environment}, capture_output=True, check=True
-        )
-        return json.loads(done.stdout)
+        return self.python(code, argument, **environment)
+
+
+class Hub(Loopback):
+    """The three answers of a hub that huggingface_hub's snapshot_download asks for.
+
+    `repositories` maps "models/ORG/NAME" and "datasets/ORG/NAME" to the folders they serve.
+    """
+
+    def __init__(self, repositories: Mapping[str, Path], cache: Path) -> None:
+        super().__init__(_Answer, cache)
+        self.repositories = repositories
+        self.asked: list[str] = []
 
 
 @contextmanager
-def serving(repositories: Mapping[str, Path], cache: Path) -> Iterator[Hub]:
+def answering(server: Server) -> Iterator[Server]:
+    """`server`, which answers until the block ends."""
+    with server:
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+
+
+def serving(repositories: Mapping[str, Path], cache: Path) -> AbstractContextManager[Hub]:
     """A hub that answers until the block ends."""
-    with Hub(repositories, cache) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+    return answering(Hub(repositories, cache))
 
 
 class _Answer(BaseHTTPRequestHandler):

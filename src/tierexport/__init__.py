@@ -4,11 +4,12 @@ __version__ = "0.1.0"
 
 
 def load(path: str, device: str = "cpu"):  # type: ignore[no-untyped-def]  # keeps torch out of `import tierexport`
-    """Open a torchao folder written by tierexport as a `SentenceTransformer`, on any device.
+    """Open a GGUF or a torchao folder as a `SentenceTransformer`: for `encode`, evaluators, mteb, LangChain.
 
-    A packed folder runs through its 4-bit kernels where this machine has them, and through
-    dequantized weights elsewhere. Raises `ArtifactError` when the folder is not such an artifact.
+    A GGUF runs in llama.cpp inside this process, on a GPU where `device` is "cuda" and llama.cpp was built for it. A
+    packed torchao folder runs through its 4-bit kernels where this machine has them, and through dequantized weights
+    elsewhere. Raises `ArtifactError` when there is no such artifact, or it can't be loaded.
     """
-    from tierexport.formats.torchao import load as load_torchao
+    from tierexport.loading import load as load_artifact
 
-    return load_torchao(path, device)
+    return load_artifact(path, device)

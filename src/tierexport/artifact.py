@@ -1,12 +1,19 @@
 """What lies at a path: an artifact folder with its manifest and verification, or somebody's file."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tierexport.errors import ArtifactError
+from tierexport.verdicts import Verification
+from tierexport.workdir import file_digest, folder_digests
 
-MANIFEST, VERIFICATION = "manifest.json", "verify.json"
+MANIFEST, VERIFICATION, RECIPE, CARD, PAGE, IMATRIX = (
+    "manifest.json", "verify.json", "recipe.toml", "README.md", "report.html", "imatrix.gguf",
+)  # fmt: skip
+ENTRANCE = ("modules.json", "config_sentence_transformers.json")
+"""What makes `SentenceTransformer(FOLDER)` open the torchao folder inside an artifact folder."""
 
 
 def artifacts_at(path: Path) -> tuple[tuple[str, Path], ...]:
@@ -24,6 +31,18 @@ def artifacts_at(path: Path) -> tuple[tuple[str, Path], ...]:
     raise ArtifactError(f"{path} is neither a GGUF file, nor a folder with safetensors, nor an artifact of tierexport")
 
 
+def proven_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of every file that a verification speaks of, and of itself, by its path in the artifact folder."""
+    found: dict[str, str] = {}
+    for each in [artifact["path"] for artifact in manifest["artifacts"]] + [RECIPE, IMATRIX, VERIFICATION, *ENTRANCE]:
+        path = folder / each
+        if path.is_dir():
+            found |= {f"{each}/{name}": digest for name, digest in folder_digests(path).items()}
+        elif path.is_file():
+            found[each] = file_digest(path)
+    return found
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that tierexport built. Raises ArtifactError when it is not one."""
     found = _read_object(folder / MANIFEST)
@@ -38,12 +57,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read_verification(folder: Path) -> dict[str, Any]:
+def read_verification(folder: Path) -> Verification:
     """The verification of a folder that tierexport built. Raises ArtifactError when there is none."""
     found = _read_object(folder / VERIFICATION)
-    if not isinstance(found.get("results"), list):
-        raise ArtifactError(f"{folder / VERIFICATION} has no results: verify the folder again")
-    return found
+    try:
+        return Verification.from_json(found)
+    except (KeyError, TypeError, AttributeError):
+        raise ArtifactError(
+            f"{folder / VERIFICATION} is not what this version of tierexport writes: verify the folder again"
+        ) from None
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -1,150 +1,177 @@
-"""The README.md of an artifact folder: what it is, what it costs, how to load it."""
+"""The README.md of an artifact folder: what it is, what it costs, how to load it; and its head, which hubs read."""
 
+import json
+import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
+import jinja2
+
+from tierexport.encode import prompt_for
+from tierexport.report.page import tier_map
 from tierexport.verdicts import Verdict, Verification
 
+QUESTION = "How do I fix a flat tire?"
+"""What the snippets encode."""
 
-def render_card(manifest: Mapping[str, Any], found: Verification) -> str:
-    """Markdown from the manifest and the verification, and from nothing else."""
-    model, recipe = manifest["model"], manifest["recipe"]
-    origin = f"Made from `{model['base_model'] or model['spec']}`" + (
-        f" (licence {model['licence']})" if model["licence"] else ""
+POOLED = ("Transformer", "Pooling", "Normalize")
+"""The modules that the snippet for transformers stands for; a model with others has none."""
+
+UNCRUSHED = ("f32", "float32", "f16", "float16")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a card will be read: what a sentence-transformers user names there, and the command that fetches the files."""
+
+    model: str = "."
+    download: str | None = None
+
+
+def render_card(manifest: Mapping[str, Any], found: Verification, document: str, place: Place | None = None) -> str:
+    """Markdown under a YAML head, from the manifest, the verification and the recipe's text, and from nothing else."""
+    place = place or Place()
+    model, recipe, artifacts = manifest["model"], manifest["recipe"], manifest["artifacts"]
+    paths = {artifact["format"]: artifact["path"] for artifact in artifacts}
+    origin = model["base_model"] or model["spec"]
+    body = _template().render(
+        **{key: manifest[key] for key in ("model", "recipe", "artifacts", "tools")},
+        found=found,
+        origin=f"`{origin}`" + (f" (licence {model['licence']})" if model["licence"] else ""),
+        rounding=[line for artifact in artifacts for line in _rounding_lines(artifact)],
+        maps=[tier_map(artifact) for artifact in artifacts],
+        sentences=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
+        speeds=list(_speed_lines(found)),
+        retrieval=[(verdict, each) for verdict in found.verdicts for each in verdict.retrieval_shown],
+        sts=[(verdict, verdict.sts) for verdict in found.verdicts if verdict.sts],
+        **_snippets(model),
+        **paths,
+        layout=recipe["torchao"]["layout"],
+        name=f"{model['name']}-{recipe['name']}".lower(),
+        place=place.model,
+        download=place.download,
+        versions=f"tierexport {manifest['tools']['tierexport']}, llama.cpp of {manifest['tools']['llama.cpp']}",
+        document=document.strip(),
     )
-    lines = [
-        f"# {model['name']}, {recipe['name']}",
-        "",
-        f"{recipe['description'] or recipe['name']}. {origin} by tierexport {manifest['tools']['tierexport']}.",
-        "",
-        *([] if found.passed else ["**Not verified:** see below what failed.", ""]),
-        "## What it costs",
-        "",
-        "Stored bits are those of the whole weight files, embeddings, scales and norms included, per parameter.",
-        "",
-        "| format | file | bytes | nominal bits | stored bits |",
-        "|---|---|---|---|---|",
-        *(_size_row(artifact) for artifact in manifest["artifacts"]),
-        "",
-        *(line for artifact in manifest["artifacts"] for line in _rounding_lines(artifact)),
-        "",
-        "## What it keeps",
-        "",
-        f"Against {found.reference}, on 143 sentences.",
-        "",
-        "| format | device | same tokens | cos mean | cos min | top-10 kept | 95 % interval | rank correlation |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_fidelity_row(verdict) for verdict in found.verdicts),
-        "",
-        *_speed_lines(found),
-        "",
-        *_retrieval_lines(found),
-    ]
-    for artifact in manifest["artifacts"]:
-        lines += _load_gguf(artifact) if artifact["format"] == "gguf" else _load_torchao(artifact, recipe["torchao"]["layout"])
-    lines += ["## How it was made", "", "`recipe.toml` beside this file, with `tierexport build recipe.toml`.", ""]
-    return "\n".join(lines)
+    return f"---\n{_metadata(manifest, found)}\n---\n\n{body}"
 
 
-def _size_row(artifact: Mapping[str, Any]) -> str:
-    bits = f"{artifact['nominal_bits']:.2f} | {artifact['stored_bits']:.2f}"
-    return f"| {artifact['format']} | `{artifact['path']}` | {artifact['bytes']:,} | {bits} |"
+def _template() -> jinja2.Template:
+    text = resources.files("tierexport.report").joinpath("card.md").read_text("utf-8")
+    markdown = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # no HTML
+    return markdown.from_string(text)
+
+
+# --- the head
+
+
+def _metadata(manifest: Mapping[str, Any], found: Verification) -> str:
+    """The YAML that a Hugging Face hub reads: where the model comes from, and the results."""
+    from huggingface_hub import ModelCardData
+
+    model, formats = manifest["model"], [artifact["format"] for artifact in manifest["artifacts"]]
+    results = [result for verdict in found.verdicts if verdict.status == "ok" for result in _results(verdict)]
+    stock = "torchao" in formats and manifest["recipe"]["torchao"]["layout"] == "portable"
+    data = ModelCardData(
+        base_model=model["base_model"],
+        base_model_relation="quantized" if model["base_model"] else None,
+        library_name="sentence-transformers" if stock else "llama.cpp" if "gguf" in formats else "tierexport",
+        license=model["licence"],
+        language=list(model["languages"]) or None,
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "feature-extraction", "text-embeddings", "quantized", *formats, "tierexport"],
+        model_name=f"{model['name']}-{manifest['recipe']['name']}",
+        eval_results=results or None,
+    )
+    return data.to_yaml()
+
+
+def _results(verdict: Verdict) -> Iterator[Any]:
+    """What was measured of an artifact, as entries of the hub's model-index."""
+    from huggingface_hub import EvalResult
+
+    def entry(task: str, dataset: str, metric: str, name: str, value: float) -> Any:
+        return EvalResult(
+            task_type=task,
+            dataset_type=dataset,
+            dataset_name=dataset.rpartition("/")[2],
+            metric_type=metric,
+            metric_name=f"{name} ({verdict.format}, {verdict.device})",
+            metric_value=value,
+        )
+
+    if verdict.fidelity:
+        screen = ("feature-extraction", "tierexport-screen")
+        yield entry(*screen, "cosine_similarity", "mean cosine to fp32", verdict.fidelity.cos_mean)
+        yield entry(*screen, "top10_retention", "share of the ten nearest neighbours kept", verdict.fidelity.top10_retention)
+    for each in verdict.retrieval:
+        yield entry("retrieval", each.dataset, "ndcg_at_10", "NDCG@10", each.ndcg_at_10)
+        yield entry("retrieval", each.dataset, "ndcg_at_10_delta", "NDCG@10 less fp32's", each.delta)
+        yield entry("retrieval", each.dataset, "recall_at_10", "Recall@10", each.recall_at_10)
+    if verdict.sts:
+        yield entry("sts", verdict.sts.dataset, "cosine_spearman", "Spearman of cosines", verdict.sts.spearman)
+
+
+# --- the body
 
 
 def _rounding_lines(artifact: Mapping[str, Any]) -> Iterator[str]:
     """How many tensors were rounded how, and the crushed ones for which it was to nearest, by name."""
-    crushed = [each for each in artifact["tensors"] if each["type"].lower() not in ("f32", "float32", "f16", "float16")]
+    crushed = [each for each in artifact["tensors"] if each["type"].lower() not in UNCRUSHED]
     fed_back = [each for each in crushed if each["rounding"] != "nearest"]
     if fed_back:
         named = ", ".join(
             f"`{each['name']}`" + (f" ({each['note']})" if each["note"] else "") for each in crushed if each not in fed_back
         )
         yield (
-            f"- {artifact['format']}: {len(fed_back)} tensors were rounded with error feedback (GPTQ), layer by layer"
+            f"{artifact['format']}: {len(fed_back)} tensors were rounded with error feedback (GPTQ), layer by layer"
             + (", and their scales, biases and norms tuned (distill)" if fed_back[0]["rounding"] == "distill" else "")
             + (f"; to nearest: {named}." if named else ".")
         )
     elif crushed:
-        yield f"- {artifact['format']}: all {len(crushed)} quantized tensors were rounded to nearest."
+        yield f"{artifact['format']}: all {len(crushed)} quantized tensors were rounded to nearest."
 
 
-def _fidelity_row(verdict: Verdict) -> str:
-    start = f"| {verdict.format} | {verdict.device} |"
-    if verdict.fidelity is None:
-        return f"{start} {verdict.status}: {verdict.reason} | | | | | |"
-    figures = verdict.fidelity
-    low, high = figures.top10_ci
-    return (
-        f"{start} {verdict.tokens_share:.1%} | {figures.cos_mean:.5f} | {figures.cos_min:.5f} "
-        f"| {figures.top10_retention:.3f} | {low:.3f} to {high:.3f} | {figures.rank_correlation:.4f} |"
-    )
-
-
-def _speed_lines(found: Verification) -> list[str]:
+def _speed_lines(found: Verification) -> Iterator[str]:
     """Speeds, and in words whether an artifact is to be taken for its speed."""
-    return [
-        f"- {verdict.format} on {verdict.device}: {verdict.texts_per_second:.0f} texts/s, fp32 "
-        f"{verdict.reference_texts_per_second:.0f} in the same run ({verdict.speed_ratio:.2f} ×): "
-        f"{'the faster one' if verdict.speed_ratio > 1 else 'take it for its size, not for speed'}."
-        for verdict in found.verdicts
-        if verdict.speed_ratio is not None
-    ]
+    for verdict in found.verdicts:
+        if verdict.speed_ratio is not None:
+            yield (
+                f"{verdict.format} on {verdict.device}: {verdict.texts_per_second:.0f} texts/s, fp32 "
+                f"{verdict.reference_texts_per_second:.0f} in the same run ({verdict.speed_ratio:.2f} ×): "
+                f"{'the faster one' if verdict.speed_ratio > 1 else 'take it for its size, not for speed'}."
+            )
 
 
-def _retrieval_lines(found: Verification) -> list[str]:
-    rows = [
-        f"| {each.dataset} | {verdict.format} | {verdict.device} | {each.ndcg_at_10:.4f} | {each.reference_ndcg_at_10:.4f} "
-        f"| {each.delta:+.4f} | {each.ci_low:+.4f} to {each.ci_high:+.4f} | {each.recall_at_10:.4f} |"
-        for verdict in found.verdicts
-        for each in verdict.retrieval_shown
-    ]
-    if not rows:
-        return []
-    head = "| set | format | device | NDCG@10 | fp32 | difference | 95 % interval | Recall@10 |"
-    return ["## Retrieval", "", head, "|---|---|---|---|---|---|---|---|", *rows, ""]
+def _snippets(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template needs to write code: quoted texts, prompts by name, the context's length in each dialect."""
+    query, passage = (prompt_for(model["prompts"], kind) for kind in ("query", "passage"))
+    names = {"encode_kwargs": "document" if passage else None, "query_encode_kwargs": "query" if query else None}
+    tokens = model["max_tokens"]
+    separator = "--embd-separator '<#>' " if "\n" in query else ""  # a line break would end the text
+    return {
+        "question": QUESTION,
+        "prompts": {kind: prompt for kind, prompt in (("query", query), ("passage", passage)) if prompt},
+        "prompt_names": {key: name for key, name in names.items() if name},
+        "quoted": {
+            "python": _python(query + QUESTION),
+            "shell": shlex.quote(query + QUESTION),
+            "json": shlex.quote(json.dumps({"input": query + QUESTION}, ensure_ascii=False)),
+            "query_prompt": _python(query),
+            "passage_prompt": _python(passage),
+        },
+        "context": {
+            "python": f"n_ctx={tokens}, n_batch={tokens}, n_ubatch={tokens}, " if tokens else "",
+            "shell": f"-c {tokens} -b {tokens} -ub {tokens} " if tokens else "",
+            "separator": separator,
+            "tokens": f"max_length={tokens}, " if tokens else "",
+        },
+        "pooled": all(module in POOLED for module in model["modules"]),
+    }
 
 
-def _load_gguf(artifact: Mapping[str, Any]) -> list[str]:
-    return [
-        "## Load the GGUF",
-        "",
-        "```python",
-        "from llama_cpp import Llama",
-        "",
-        f'model = Llama("{artifact["path"]}", embedding=True, flash_attn=True, verbose=False)',
-        'vector = model.embed("How do I fix a flat tire?", normalize=True)',
-        "```",
-        "",
-        f"or `llama-embedding -m {artifact['path']} -p 'How do I fix a flat tire?'`.",
-        "",
-    ]
-
-
-def _load_torchao(artifact: Mapping[str, Any], layout: str) -> list[str]:
-    if layout == "packed":
-        opening = ["import tierexport", "", f'model = tierexport.load("{artifact["path"]}", device="cpu")']
-        remark = (
-            "Packed: two 4-bit values per byte. Stock sentence-transformers runs it on CUDA with mslk installed; "
-            "`tierexport.load` runs it anywhere, on dequantized weights where there is no 4-bit kernel."
-        )
-    else:
-        opening = [
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            f'model = SentenceTransformer("{artifact["path"]}")',
-        ]
-        remark = (
-            "Portable: stock sentence-transformers and transformers load it wherever torchao is installed. torchao keeps "
-            'one byte per value here, 4-bit tiers included; for small files take the GGUF, or `torchao.layout = "packed"`.'
-        )
-    return [
-        "## Load the torchao folder",
-        "",
-        "```python",
-        *opening,
-        'vectors = model.encode(["How do I fix a flat tire?"])',
-        "```",
-        "",
-        remark,
-        "",
-    ]
+def _python(text: str) -> str:
+    """A text as a Python literal, whose syntax JSON's strings share."""
+    return json.dumps(text, ensure_ascii=False)

@@ -3,7 +3,6 @@
 Heavy imports stay inside the commands, so that `tierexport --help` is instant.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import click
 
 from tierexport import __version__
+from tierexport.cli_vectors import vectors
 from tierexport.errors import TierexportError
+from tierexport.terminal import complete, examples, json_option, model_argument, print_json, print_parts
 
 EXIT_GATE_FAILED = 1
 EXIT_UNEXPECTED = 70
@@ -44,14 +45,15 @@ def main(debug: bool) -> None:
     """Export text-embedding models to GGUF and torchao in tiers, and prove what they are worth."""
 
 
-recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+main.add_command(vectors)
+
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path), shell_complete=complete("recipes"))
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key, e.g. tiers.middle.bits=5."
 )
 
 
-@main.command(epilog="Example: tierexport plan recipes/three_tier.toml --set model=ORG/NAME")
+@main.command(epilog=examples("plan recipes/three_tier.toml", "plan int8 --set model=ORG/NAME"))
 @recipe_argument
 @set_option
 @json_option
@@ -63,12 +65,17 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     made = pipeline.plan(recipe, overrides)
     if as_json:
         formats = [fmt.as_json() for fmt in made.formats]
-        _print_json({"model": made.source.name, "recipe": made.recipe.name, "formats": formats})
+        print_json({"model": made.source.name, "recipe": made.recipe.name, "formats": formats})
         return
-    _print(*(tables.plan_table(fmt) for fmt in made.formats), tables.totals_table(made))
+    print_parts(*(tables.plan_table(fmt) for fmt in made.formats), tables.totals_table(made))
 
 
-@main.command(epilog="Example: tierexport build recipes/three_tier.toml --out three_tier")
+@main.command(
+    epilog=examples(
+        "build recipes/three_tier.toml --out three_tier",
+        "build four_bit --set rounding=distill --set calibration.texts=mine.jsonl",
+    )
+)
 @recipe_argument
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to make; artifacts/MODEL-RECIPE if not given.")
 @set_option
@@ -80,14 +87,14 @@ def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], as_json: b
 
     made = pipeline.build(recipe, out, overrides)
     if as_json:
-        _print_json({"out": str(made.out), "manifest": made.manifest, **made.verification.as_json()})
+        print_json({"out": str(made.out), "manifest": made.manifest, **made.verification.as_json()})
     else:
-        _print(tables.sizes_table(made.manifest), *tables.verification_tables(made.verification))
+        print_parts(tables.sizes_table(made.manifest), *tables.verification_tables(made.verification))
         click.echo(f"written to {made.out}")
     _exit_with(made.verification)
 
 
-@main.command(epilog="Example: tierexport verify three_tier --data scifact --device cpu")
+@main.command(epilog=examples("verify three_tier --data scifact --device cpu", "verify their.gguf --model ORG/NAME"))
 @click.argument("target", type=click.Path(exists=True, path_type=Path))
 @click.option("--model", help="The fp32 model, for an artifact that tierexport did not build.")
 @click.option("--data", multiple=True, metavar="SET", help="A BEIR folder or a hub's ORG/NAME; may be given several times.")
@@ -105,9 +112,9 @@ def verify(target: Path, model: str | None, data: tuple[str, ...], sts: str | No
         raise click.BadParameter(f"{sorted(unknown)[0]!r} is not among {', '.join(pipeline.DEVICES)}", param_hint="--device")
     found = pipeline.verify_again(target, model, VerifySettings(data, sts), devices)
     if as_json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     else:
-        _print(*tables.verification_tables(found))
+        print_parts(*tables.verification_tables(found))
     _exit_with(found)
 
 
@@ -126,7 +133,7 @@ def _exit_with(found: Any) -> None:
         sys.exit(EXIT_GATE_FAILED)
 
 
-@main.command(epilog="Example: tierexport compare artifacts/* --picture sizes.svg")
+@main.command(epilog=examples("compare artifacts/* --picture sizes.svg", "compare three_tier int8 --json"))
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
 @click.option("--picture", type=click.Path(path_type=Path), default="compare.svg", show_default=True, help="svg, png or pdf.")
 @json_option
@@ -137,14 +144,14 @@ def compare(folders: tuple[Path, ...], picture: Path, as_json: bool) -> None:
 
     compared = pipeline.compare_folders(folders, picture)
     if as_json:
-        _print_json(comparison.as_json(compared) | {"picture": str(picture)})
+        print_json(comparison.as_json(compared) | {"picture": str(picture)})
     else:
-        _print(tables.compare_table(compared))
+        print_parts(tables.compare_table(compared))
         click.echo(f"drawn to {picture}")
 
 
-@main.command(name="map", epilog="Example: tierexport map all-MiniLM-L6-v2 --picture layers.svg")
-@click.argument("model")
+@main.command(name="map", epilog=examples("map all-MiniLM-L6-v2 --picture layers.svg", "map ORG/NAME --toml"))
+@model_argument
 @click.option("--picture", type=click.Path(path_type=Path), default="map.svg", show_default=True, help="svg, png or pdf.")
 @click.option("--toml", "as_toml", is_flag=True, help="Print the [map] part of models/NAME.toml and nothing else.")
 @json_option
@@ -157,16 +164,20 @@ def map_layers(model: str, picture: Path, as_toml: bool, as_json: bool) -> None:
 
     found = exploration.map_model(model, picture)
     if as_json:
-        _print_json(found.as_json())
+        print_json(found.as_json())
     elif as_toml:
         click.echo(tomli_w.dumps(found.as_toml()), nl=False)
     else:
-        _print(tables.map_table(found), *tables.map_notes(found))
+        print_parts(tables.map_table(found), *tables.map_notes(found))
         click.echo(f"drawn to {picture}")
 
 
-@main.command(epilog="Example: tierexport search all-MiniLM-L6-v2 --bits 5.8 --out mini_5.8.toml")
-@click.argument("model")
+@main.command(
+    epilog=examples(
+        "search all-MiniLM-L6-v2 --bits 5.8 --out mini_5.8.toml", "search ORG/NAME --frontier --picture frontier.svg"
+    )
+)
+@model_argument
 @click.option("--bits", type=click.FloatRange(0, min_open=True), help="Budget: stored bits per parameter, of the whole file.")
 @click.option("--bytes", "size", type=click.IntRange(1), help="Budget: bytes of the whole file.")
 @click.option("--lossless", is_flag=True, help="The smallest file whose retrieval can't be told from fp32's, on --data.")
@@ -188,9 +199,9 @@ def search(
     if frontier:
         drawn = exploration.frontier(model, picture)
         if as_json:
-            _print_json(drawn.as_json())
+            print_json(drawn.as_json())
         else:
-            _print(tables.frontier_table(drawn))
+            print_parts(tables.frontier_table(drawn))
             click.echo(f"drawn to {picture}")
         return
     if lossless:
@@ -198,29 +209,58 @@ def search(
     else:
         found, built = exploration.search(model, bits, size, out)
     if as_json:
-        _print_json({**found.as_json(), "out": str(built.out), **built.verification.as_json()})
+        print_json({**found.as_json(), "out": str(built.out), **built.verification.as_json()})
     else:
-        _print(tables.found_table(found), *tables.verification_tables(built.verification))
+        print_parts(tables.found_table(found), *tables.verification_tables(built.verification))
         click.echo(f"recipe written to {found.recipe}, built in {built.out}")
     _exit_with(built.verification)
 
 
-@main.command(epilog="Example: tierexport inspect model.gguf")
-@click.argument("path", type=click.Path(path_type=Path))
+@main.command(epilog=examples("inspect model.gguf", "inspect ORG/NAME:model.gguf --json"))
+@click.argument("target", metavar="PATH|ORG/NAME[@REVISION][:FILE]")
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
-    """Show what a GGUF file, a torchao folder or an artifact folder really holds."""
+def inspect(target: str, as_json: bool) -> None:
+    """Show what a GGUF file, safetensors, an artifact folder or a hub's repository really holds.
+
+    Reads headers, no weights; on a hub it downloads nothing else.
+    """
     from tierexport.inspection import inspect as look
     from tierexport.report import tables
 
-    found = look(path)
+    found = look(target)
     if as_json:
-        _print_json({"artifacts": [each.as_json() for each in found]})
+        print_json({"artifacts": [each.as_json() for each in found]})
     else:
-        _print(*(part for each in found for part in tables.inspection_parts(each)))
+        print_parts(*(part for each in found for part in tables.inspection_parts(each)))
 
 
-@main.command(epilog="Example: tierexport doctor --json")
+@main.command(epilog=examples("publish three_tier --to hf:ORG/NAME --dry-run", "publish three_tier --to dir:PATH"))
+@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--to", "target", required=True, metavar="PLACE", help="hf:ORG/NAME, modelscope:ORG/NAME or dir:PATH.")
+@click.option("--private", is_flag=True, help="A repository that is made now is private.")
+@click.option("--revision", metavar="BRANCH", help="Branch to commit on, not the main one; hf: makes it where there is none.")
+@click.option("--despite", multiple=True, metavar="NAME", help="Overrule an objection; a refusal names each.")
+@click.option("--dry-run", is_flag=True, help="Show what would be uploaded, and upload nothing.")
+@json_option
+def publish(
+    folder: Path, target: str, private: bool, revision: str | None, despite: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Upload the verified artifact folder DIR in one commit; what is there already is not sent again."""
+    from tierexport import publishing
+    from tierexport.report import tables
+
+    done = publishing.publish(folder, target, private, revision, despite, dry_run)
+    if as_json:
+        print_json(done.as_json())
+        return
+    print_parts(tables.publication_table(done))
+    for objection in done.overruled:
+        click.echo(f"tierexport: overruled: {objection.name}: {objection.reason}", err=True)
+    where = f"published: {done.url}" if done.url else "nothing was uploaded"
+    click.echo(where if done.url or not done.sent else f"{where} (--dry-run)")
+
+
+@main.command(epilog=examples("doctor", "doctor --json"))
 @json_option
 def doctor(as_json: bool) -> None:
     """Show what this machine can run, and how to get the rest."""
@@ -231,7 +271,7 @@ def doctor(as_json: bool) -> None:
 
     findings = examine()
     if as_json:
-        _print_json({"findings": [asdict(finding) for finding in findings]})
+        print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
             click.echo(f"{'✓' if finding.ok else '✗'} {finding.what}: {finding.found}")
@@ -239,15 +279,3 @@ def doctor(as_json: bool) -> None:
                 click.echo(f"    {finding.remedy}")
     if not all(finding.ok for finding in findings):
         sys.exit(MachineError.exit_code)
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, default=str))
-
-
-def _print(*parts: Any) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    for part in parts:
-        console.print(part)

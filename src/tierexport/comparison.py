@@ -7,6 +7,7 @@ from typing import Any
 
 from tierexport.artifact import read_manifest, read_verification
 from tierexport.errors import ArtifactError
+from tierexport.verdicts import Verdict
 
 Interval = tuple[float, float]
 
@@ -50,32 +51,30 @@ def compare(folders: Sequence[Path]) -> tuple[Compared, ...]:
         recipe = manifest["recipe"]["name"]
         name = f"{manifest['model']['name']} {recipe}" if several else recipe
         sizes = {each["format"]: each for each in manifest["artifacts"]}
-        try:
-            results = [each for each in read_verification(folder)["results"] if each["status"] == "ok"]
-            found += [_compared(name, sizes[each["format"]], each) for each in results]
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"{folder} was verified by another version of tierexport ({error}): verify it again") from None
+        results = [each for each in read_verification(folder).verdicts if each.status == "ok"]
+        found += [_compared(name, sizes[each.format], each) for each in results]
         if not results:
             raise ArtifactError(f"{folder}: no artifact in it ran on any device: verify it again")
     return tuple(sorted(found, key=lambda each: each.bytes))
 
 
-def _compared(name: str, artifact: dict[str, Any], result: dict[str, Any]) -> Compared:
-    low, high = result["cos_mean_ci"]
+def _compared(name: str, artifact: dict[str, Any], verdict: Verdict) -> Compared:
+    if verdict.fidelity is None or verdict.speed_ratio is None:
+        raise ArtifactError(f"{name}: its verification lacks figures: verify it again")
+    low, high = verdict.fidelity.cos_mean_ci
     return Compared(
         name=name,
-        format=result["format"],
-        device=result["device"],
+        format=verdict.format,
+        device=verdict.device,
         bytes=artifact["bytes"],
         stored_bits=artifact["stored_bits"],
-        loss=1 - result["cos_mean"],
+        loss=1 - verdict.fidelity.cos_mean,
         loss_ci=(1 - high, 1 - low),
-        top10_retention=result["top10_retention"],
-        top10_ci=tuple(result["top10_ci"]),
-        speed_ratio=result["texts_per_second"] / result["reference_texts_per_second"],
+        top10_retention=verdict.fidelity.top10_retention,
+        top10_ci=verdict.fidelity.top10_ci,
+        speed_ratio=verdict.speed_ratio,
         retrieval={
-            each["dataset"]: Retrieved(each["ndcg_at_10"], each["delta"], (each["ci_low"], each["ci_high"]))
-            for each in result["retrieval"]
+            each.dataset: Retrieved(each.ndcg_at_10, each.delta, (each.ci_low, each.ci_high)) for each in verdict.retrieval
         },
     )
 

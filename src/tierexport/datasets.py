@@ -85,3 +85,17 @@ def read_sts(path: Path) -> list[tuple[float, str, str]]:
     if len(pairs) < 3:
         raise DataError(f"{path} holds {len(pairs)} sentence pairs: a rank correlation needs some")
     return pairs
+
+
+def read_pairs(path: Path) -> tuple[list[str], list[str]]:
+    """Queries and their passages: a .jsonl of "query" and "positive". Raises DataError naming the line that is not one."""
+    queries, passages = [], []
+    for number, record in enumerate(read_records(path, ("query", "positive")), 1):
+        query, positive = record.get("query"), record.get("positive")
+        if not isinstance(query, str) or not isinstance(positive, str):
+            raise DataError(f'{path}, line {number}: a pair has a "query" and a "positive", both texts')
+        queries.append(query)
+        passages.append(positive)
+    if not queries:
+        raise DataError(f"{path} holds no pairs")
+    return queries, passages

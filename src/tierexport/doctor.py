@@ -28,7 +28,7 @@ class Finding:
 
 
 def examine() -> tuple[Finding, ...]:
-    """Look at packages, the pinned llama.cpp, ggml, CUDA, the disk and the cache."""
+    """Look at packages, the pinned llama.cpp, ggml, CUDA, the disk, the cache and what publishing takes."""
     return (
         Finding("python", platform.python_version(), sys.version_info >= (3, 11), "install Python 3.11 or newer"),
         *(_package(name) for name in PACKAGES),
@@ -36,6 +36,7 @@ def examine() -> tuple[Finding, ...]:
         *_llama_cpp(),
         *_cuda(),
         _disk(),
+        *_logins(),
     )
 
 
@@ -98,3 +99,24 @@ def _disk() -> Finding:
     writable = os.access(nearest, os.W_OK)
     found = f"{folder}: {free:.1f} GB free" + ("" if writable else ", not writable")
     return Finding("cache", found, free > 2 and writable, "set TIEREXPORT_CACHE to a writable folder with room")
+
+
+def _logins() -> Iterator[Finding]:
+    """Whether a token is there, which says nothing of what it may do; tokens themselves are not shown."""
+    import huggingface_hub
+
+    logged_in = huggingface_hub.get_token() is not None
+    yield Finding(
+        "Hugging Face login", "a token is there" if logged_in else "no token", True,
+        "" if logged_in else "needed only to publish, and for gated models: hf auth login",
+    )  # fmt: skip
+    if importlib.util.find_spec("modelscope_hub") is None:
+        yield Finding("ModelScope login", "no client", True, "needed only to publish there: pip install modelscope-hub")
+        return
+    from modelscope_hub.config import get_default_config
+
+    logged_in = bool(get_default_config().token)
+    yield Finding(
+        "ModelScope login", "a token is there" if logged_in else "no token", True,
+        "" if logged_in else "needed only to publish there: modelscope login",
+    )  # fmt: skip

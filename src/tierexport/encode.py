@@ -38,14 +38,20 @@ def open_model(source: Source, device: str = "cpu") -> "SentenceTransformer":
         if modules(source.path):
             model = st.SentenceTransformer(str(source.path), **options)
         else:
-            transformer = st.models.Transformer(str(source.path), model_args={"dtype": torch.float32})
-            pooling = st.models.Pooling(transformer.get_embedding_dimension(), pooling_mode=source.pooling)
-            model = st.SentenceTransformer(modules=[transformer, pooling, st.models.Normalize()], device=device)
+            from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+            transformer = Transformer(str(source.path), model_args={"dtype": torch.float32})
+            pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=source.pooling)
+            model = st.SentenceTransformer(modules=[transformer, pooling, Normalize()], device=device)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise SourceError(f"{source.path}: sentence-transformers can't load this model: {error}") from error
     if source.max_tokens:
         model.max_seq_length = source.max_tokens
     model.prompts.update(source.prompts)
+    # sentence-transformers takes an empty "document" before a "passage" that says something
+    model.prompts.update(
+        {name: prompt_for(model.prompts, kind) for name, kind in (("query", "query"), ("document", "passage"))}
+    )
     model.eval()
     return model
 

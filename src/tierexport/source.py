@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Description:
     revision: str | None = None
     base_model: str | None = None
     licence: str | None = None
+    languages: Sequence[str] = ()
     pooling: str | None = None
     max_tokens: int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -107,6 +108,7 @@ def open_source(model: str, folder: Path | None = None) -> Source:
             f"{model}: pooling is {pooling!r}, which has to be one of {', '.join(POOLINGS)}: "
             "describe the model in models/NAME.toml, with the pooling it was trained with"
         )
+    card = _card_metadata(path)
     extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
     source = Source(
         spec=known.source if Path(known.source).is_dir() else model,
@@ -119,8 +121,9 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         pooling=pooling,
         max_tokens=known.max_tokens or settings.max_tokens,
         prompts={**settings.prompts, **known.prompts},
-        licence=known.licence or _card_licence(path),
+        licence=known.licence or _text(card.get("license")),
         base_model=known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None),
+        languages=tuple(known.languages) or _texts(card.get("language")),
     )
     if not source.layers:
         raise SourceError(f"{model}: config.json states no whole number of layers ({' or '.join(_LAYER_KEYS)})")
@@ -243,10 +246,24 @@ def _refuse_remote_code(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _card_licence(path: Path) -> str | None:
-    card = path / "README.md"
-    found = re.search(r"^license:\s*(\S+)\s*$", card.read_text("utf-8", "replace"), re.M) if card.is_file() else None
-    return found[1] if found else None
+def _card_metadata(path: Path) -> Mapping[str, Any]:
+    """What the head of a model's card states; nothing where there is none, or none that can be read."""
+    from huggingface_hub.repocard import metadata_load
+    from yaml import YAMLError
+
+    try:
+        found = metadata_load(path / "README.md")
+    except (OSError, ValueError, YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str))
 
 
 def _read_object(path: Path, why: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a verification finds out, from one text set's figures to the whole of `verify.json`."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -106,6 +107,32 @@ class Verdict:
         figures = whole.pop("fidelity") or {each.name: None for each in fields(Fidelity)}
         return {**whole, **figures}
 
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "Verdict":
+        """What `as_json` was made of. Raises KeyError or TypeError for anything else."""
+        figures = {each.name: found[each.name] for each in fields(Fidelity)}
+        whole = {name: value for name, value in found.items() if name not in figures}
+        return Verdict(
+            **{
+                **whole,
+                "fidelity": None if figures["texts"] is None else _fidelity(figures),
+                "same_tokens": found["same_tokens"] and _fidelity(found["same_tokens"]),
+                "token_examples": tuple(found["token_examples"]),
+                "cosines": tuple(found["cosines"]),
+                "retrieval": tuple(map(_retrieval, found["retrieval"])),
+                "sts": found["sts"] and StsVerdict(**found["sts"]),
+            }
+        )
+
+
+def _fidelity(found: Mapping[str, Any]) -> Fidelity:
+    return Fidelity(**{**found, "cos_mean_ci": tuple(found["cos_mean_ci"]), "top10_ci": tuple(found["top10_ci"])})
+
+
+def _retrieval(found: Mapping[str, Any]) -> RetrievalVerdict:
+    inner = found["same_tokens"]
+    return RetrievalVerdict(**{**found, "deltas": tuple(found["deltas"]), "same_tokens": inner and _retrieval(inner)})
+
 
 @dataclass(frozen=True)
 class GateResult:
@@ -141,3 +168,9 @@ class Verification:
             "results": results,
             "gates": [asdict(gate) for gate in self.gates],
         }
+
+    @staticmethod
+    def from_json(found: Mapping[str, Any]) -> "Verification":
+        """What `as_json` was made of. Raises KeyError or TypeError for anything else."""
+        verdicts = tuple(map(Verdict.from_json, found["results"]))
+        return Verification(found["reference"], verdicts, tuple(GateResult(**gate) for gate in found["gates"]))

@@ -18,6 +18,7 @@ import numpy as np
 
 from tierexport import archive
 from tierexport.calibrate import floored
+from tierexport.encode import prompt_for
 from tierexport.errors import ArtifactError, MachineError, PlanError
 from tierexport.formats import ggml
 from tierexport.records import Floats, FormatPlan, Imatrix, PlannedTensor, Recipe, Source, Tensor, Tier
@@ -325,6 +326,9 @@ def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Ima
         "tierexport.source": source.base_model or source.name,
         "tierexport.source.revision": source.revision,
         "tierexport.source.digest": source.digest,
+        "tierexport.max_tokens": source.max_tokens,
+        "tierexport.prompt.query": prompt_for(source.prompts, "query") or None,
+        "tierexport.prompt.document": prompt_for(source.prompts, "passage") or None,
         "quantize.imatrix.file": "imatrix.gguf" if imatrix.means else None,
         "quantize.imatrix.dataset": imatrix.dataset or None,
         "quantize.imatrix.entries_count": len(imatrix.means) or None,

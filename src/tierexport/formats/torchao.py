@@ -21,7 +21,8 @@ from tierexport.records import Floats, FormatPlan, PlannedTensor, Source, Tensor
 from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
 from tierexport.rounding.grids import int4_grid
 from tierexport.rounding.layerwise import Rounded, Target
-from tierexport.source import module_weights
+from tierexport.source import module_weights, modules
+from tierexport.workdir import write_json, write_whole
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -214,6 +215,14 @@ def write_torchao(
         file.chmod(0o755 if file.is_dir() else 0o644)
 
 
+def write_entrance(folder: Path) -> None:
+    """Let `SentenceTransformer(folder.parent)` open a torchao folder, and a hub's repository so made by its name."""
+    listed = [{**module, "path": f"{folder.name}/{module['path']}".rstrip("/")} for module in modules(folder)]
+    write_json(folder.parent / "modules.json", listed)
+    settings = "config_sentence_transformers.json"
+    write_whole(folder.parent / settings, (folder / settings).read_bytes())
+
+
 def _config(native: str, settings: TorchaoSettings) -> Any:
     """Torchao's configuration for a native type, as the saved config.json will state it."""
     import torch
@@ -338,60 +347,3 @@ def _dequantize(model: Any) -> None:
 def weight_bytes(folder: Path) -> int:
     """Bytes of the safetensors files of a folder, headers included."""
     return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-
-
-def read_tensors(folder: Path) -> tuple[tuple[Tensor, str, int], ...]:
-    """(tensor, native type, bytes) of every tensor in a torchao folder, anybody's.
-
-    Raises ArtifactError when a file is damaged.
-    """
-    stored: dict[str, dict[str, tuple[tuple[int, ...], str]]] = {}
-    kinds: dict[str, str] = {}
-    for file in sorted(folder.rglob("*.safetensors")):
-        prefix = "" if file.parent == folder else f"{file.parent.name}/"
-        try:
-            with safe_open(file, framework="np") as opened:
-                kinds |= {prefix + key: value for key, value in (opened.metadata() or {}).items()}
-                for key in opened.keys():  # noqa: SIM118  # not a dict
-                    part = opened.get_slice(key)
-                    name = re.sub(r"\._weight_(qdata|scale|zero_point)$", ".weight", key)
-                    stored.setdefault(prefix + name, {})[key] = (tuple(part.get_shape()), part.get_dtype())
-        except (SafetensorError, OSError) as error:
-            raise ArtifactError(f"{file} is not a safetensors file, or is damaged: {error}") from None
-    return tuple(_stored_tensor(name, parts, kinds.get(name, "")) for name, parts in stored.items())
-
-
-_SIZES = {
-    "F64": 8,
-    "I64": 8,
-    "F32": 4,
-    "I32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-}
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def _stored_tensor(name: str, parts: dict[str, tuple[tuple[int, ...], str]], kind: str) -> tuple[Tensor, str, int]:
-    size = sum(_product(shape) * _SIZES.get(dtype, 1) for shape, dtype in parts.values())
-    qdata = next((shape for key, (shape, _) in parts.items() if key.endswith("_qdata")), None)
-    if qdata is None:
-        shape, dtype = next(iter(parts.values()))
-        return _tensor(name, shape, "linear"), _NAMES.get(dtype, dtype), size
-    packed = '"Int4Tensor"' in kind
-    bits = re.search(r'"target_dtype".*?"int(\d)"', kind)
-    shape = (qdata[0], qdata[1] * 2) if packed else qdata
-    return _tensor(name, shape, "linear"), "int4" if packed else f"int{bits[1] if bits else 8}", size
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    size = 1
-    for each in shape:
-        size *= each
-    return size

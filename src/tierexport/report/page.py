@@ -27,7 +27,7 @@ def render_page(manifest: Mapping[str, Any], found: Verification) -> str:
             manifest=manifest,
             found=found,
             texts=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
-            maps=[_tier_map(artifact) for artifact in manifest["artifacts"]],
+            maps=[tier_map(artifact) for artifact in manifest["artifacts"]],
             histograms=[_histogram(verdict, _lowest(found)) for verdict in found.verdicts if verdict.cosines],
             intervals=[_interval(verdict, each, place) for verdict, each in judged],
             zero=_position(0, place),
@@ -36,7 +36,7 @@ def render_page(manifest: Mapping[str, Any], found: Verification) -> str:
     )
 
 
-def _tier_map(artifact: Mapping[str, Any]) -> dict[str, Any]:
+def tier_map(artifact: Mapping[str, Any]) -> dict[str, Any]:
     """Rows are layers, columns roles, cells native types; what lies outside the layers comes first."""
     tensors = [each for each in artifact["tensors"] if each["role"] != "kept"]
     layered = [role for role in ROLES if any(each["layer"] is not None and each["role"] == role for each in tensors)]

@@ -1,6 +1,5 @@
 """Tables for the terminal."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from tierexport.comparison import Compared
-from tierexport.inspection import Inspection
+from tierexport.formats.headers import Omitted
+from tierexport.hubs.publication import Publication
+from tierexport.inspection import Inspection, nominal_bits
 from tierexport.records import FormatPlan, Plan, Tensor
-from tierexport.roles import ROLES
+from tierexport.roles import KEPT_ROLE, ROLES
 from tierexport.search.found import Found, Frontier
 from tierexport.search.layer_map import ModelMap
 from tierexport.verdicts import Fidelity, Verification
@@ -204,30 +205,64 @@ def frontier_table(found: Frontier) -> Table:
     return table
 
 
+MOST_LAYERS, MOST_KEYS, LINE = 256, 256, 120
+"""Rows of the map of layers, keys of metadata, characters of a line: no sane file has more, and --json shows all."""
+
+
 def inspection_parts(found: Inspection) -> Iterator[Table | str]:
-    """What `inspect` shows of one artifact: the map of types by layer, metadata, warnings."""
+    """What `inspect` shows of one artifact: the map of types by layer, the types, metadata, warnings."""
     sizes = f"{found.bytes:,} bytes, {found.parameters:,} parameters, {found.stored_bits:.2f} stored bits"
-    yield _layer_map(escape(f"{found.path}\n{found.format}: {sizes}"), found.tensors)
-    for key, value in found.metadata.items():
-        if not isinstance(value, list) and not key.startswith("general.dataset."):
-            yield escape(f"  {key} = {value}")
+    yield _layer_map(f"{_shown(found.path)}\n{found.format}: {sizes}", found.tensors)
+    yield _types_table(found.tensors)
+    short = [key for key, value in found.metadata.items() if not isinstance(value, list | Omitted)]
+    for key in short[:MOST_KEYS]:
+        if not key.startswith("general.dataset."):
+            yield f"  {_shown(f'{key} = {found.metadata[key]}')}"
+    if len(short) > MOST_KEYS:
+        yield f"  and {len(short) - MOST_KEYS:,} keys more"
     for warning in found.warnings:
-        yield f"  [yellow]warning:[/] {warning}"
+        yield f"  [yellow]warning:[/] {_shown(warning, 2 * LINE)}"
+
+
+def _shown(text: str, most: int = LINE) -> str:
+    """Text out of a file, short, and with nothing in it that a terminal or rich would obey."""
+    short = text if len(text) <= most else f"{text[: most - 1]}…"
+    return escape("".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in short))
 
 
 def _layer_map(title: str, tensors: Iterable[tuple[Tensor, str, int]]) -> Table:
-    """Rows are layers, columns roles, cells the types stored there; below them what has no layer."""
+    """Rows are tables, layers and heads, columns roles, cells the types stored there; last what no format crushes."""
     cells: dict[tuple[int | None, str], list[str]] = {}
     for tensor, native, _ in tensors:
-        if tensor.role != "kept":
-            cells.setdefault((tensor.layer, tensor.role), []).append(native)
+        place = None if tensor.role == KEPT_ROLE else tensor.layer
+        cells.setdefault((place, tensor.role), []).append(native)
+    layers = sorted({layer for layer, _ in cells if layer is not None})
     roles = [role for role in ROLES if any(layer is not None and role == each for layer, each in cells)]
-    table = _table(title, "layer", *roles)
-    for layer in sorted({layer for layer, _ in cells if layer is not None}):
-        table.add_row(str(layer), *(_types(cells.get((layer, role), [])) for role in roles))
-    for (place, role), natives in cells.items():
-        if place is None:
-            table.add_row(role, _types(natives))
+    outside = {role: _types(cells[None, role]) for role in (*ROLES, KEPT_ROLE) if (None, role) in cells}
+    table = _table(title, "layer", "outside the layers", *roles)
+    if ROLES[0] in outside:
+        table.add_row(ROLES[0], outside.pop(ROLES[0]))
+    for layer in layers[:MOST_LAYERS]:
+        table.add_row(str(layer), "", *(_types(cells.get((layer, role), [])) for role in roles))
+    if len(layers) > MOST_LAYERS:
+        table.add_row(f"and {len(layers) - MOST_LAYERS:,} more")
+    for role, types in outside.items():
+        table.add_row("norms, biases, positions" if role == KEPT_ROLE else role, types)
+    return table
+
+
+def _types_table(tensors: Sequence[tuple[Tensor, str, int]]) -> Table:
+    """A row per native type, fewest bits first: what it holds, and what it takes."""
+    names = ("type", "tensors", "parameters", "bytes", "of the bytes", "bits")
+    table = _table("", *names, right=names[1:])
+    whole = max(sum(size for _, _, size in tensors), 1)
+    for native in sorted({native for _, native, _ in tensors}, key=lambda each: (bits_of(each), each)):
+        held = [(tensor.parameters, size) for tensor, each, size in tensors if each == native]
+        parameters, size = sum(each for each, _ in held), sum(each for _, each in held)
+        table.add_row(
+            _types([native]), f"{len(held):,}", f"{parameters:,}", f"{size:,}", f"{size / whole:.1%}",
+            f"{8 * size / max(parameters, 1):.2f}",
+        )  # fmt: skip
     return table
 
 
@@ -236,6 +271,29 @@ def _types(natives: Sequence[str]) -> str:
 
 
 def bits_of(native: str) -> int:
-    """The nominal bits of a native type's name: the digits of IQ4_NL, Q8_0, int4, F16, BF16, float32."""
-    bits = int(re.sub(r"\D*(\d+).*", r"\1", native))
+    """The nominal bits of a native type, as near as the colours have them."""
+    bits = nominal_bits(native)
     return min(COLOURS, key=lambda each: abs(each - bits))
+
+
+def publication_table(done: Publication) -> Table:
+    """Every file of a release beside what the hub has."""
+    table = _table(done.target, "file", "bytes", "there", right=("bytes",))
+    colours = {"new": "green", "changed": "yellow", "removed": "red", "same": "dim"}
+    for change in done.changes:
+        table.add_row(change.path, f"{change.bytes:,}", f"[{colours[change.what]}]{change.what}[/]")
+    return table
+
+
+def vectors_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Ways to quantize vectors beside fp32, and beside what was published of jina-embeddings-v4 on NanoBEIR."""
+    sets = list(rows[0]["scores"])
+    right = (*sets, "average", "less fp32's", "bytes", "published", "less fp32's there")
+    table = _table("NDCG@10", "vectors", *sets, "average", "less fp32's", "95 % interval", "bytes", *right[-2:], right=right)
+    for row in rows:
+        gone = row["published"] - rows[0]["published"]
+        table.add_row(
+            row["name"], *(f"{row['scores'][name]:.4f}" for name in sets), f"{row['average']:.4f}", f"{row['delta']:+.4f}",
+            f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}", f"{row['bytes']:,}", f"{row['published']:.2f}", f"{gone:+.2f}",
+        )  # fmt: skip
+    return table

@@ -30,10 +30,12 @@ CORRECTION = 0.5
 CORRECTION_DAMPING = 0.05
 """Share of the mean diagonal of H that damps the correction."""
 
-
 TOKENS = 8192
-"""Calibration tokens that are read, about: of more, texts are taken at even distances. More gain a little and take long
+"""Calibration tokens that are read, about: of more, texts are taken at even distances. More gain, and take as much longer
 (docs/log.md)."""
+
+TOKENS_TO_TUNE = 24_576
+"""The same where tuning follows, which takes minutes anyway."""
 
 
 @dataclass(frozen=True)
@@ -205,15 +207,16 @@ def round_layers(
     targets: "Sequence[Target]",
     stages: Stages,
     key: str,
+    tokens: int = TOKENS,
     step: Callable[[int], None] = lambda _: None,
 ) -> Rounded:
     """The codes of every target that error feedback serves better than the format's own rounding.
 
-    The model holds in the end what every target was rounded to whose rows it has. Each layer is kept in
-    `stages` under `key` once it is done; `step` hears the parameters done. Raises PlanError for a model
-    without a list of layers, or with none of a layer's matrices.
+    About `tokens` of the texts are read. The model holds in the end what every target was rounded to whose
+    rows it has. Each layer is kept in `stages` under `key` once it is done; `step` hears the parameters
+    done. Raises PlanError for a model without a list of layers, or with none of a layer's matrices.
     """
-    replay = Replay(model, texts, TOKENS)
+    replay = Replay(model, texts, tokens)
     work = Layerwise(replay, model.transformers_model, targets)
     grids = {target.tensor.name: target.grid for target in targets if target.grid}
     found: dict[str, Codes] = {}

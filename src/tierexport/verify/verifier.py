@@ -17,6 +17,7 @@ from tierexport.beir import read_retrieval_set
 from tierexport.datasets import read_sts, screen
 from tierexport.encode import VectorStore, encode, open_encoded, open_model, prompt_for
 from tierexport.errors import ArtifactError, DataError, MachineError
+from tierexport.formats import llama
 from tierexport.metrics import cosines
 from tierexport.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
 from tierexport.verdicts import Verdict, Verification
@@ -77,7 +78,7 @@ def verify(
     judged. `step` hears what is being encoded. Raises SourceError when the fp32 model can't be run.
     """
     texts = _texts(material)
-    reference = _Reference(source, step)
+    reference = Reference(source, step)
     verdicts = [_verdict(artifact, device, reference, texts, material) for artifact in artifacts for device in devices]
     return Verification(f"fp32 {source.name}, sentence-transformers, cpu", tuple(verdicts), gates.judge(required, verdicts))
 
@@ -97,7 +98,7 @@ def _names_of(data: RetrievalSet) -> tuple[str, str]:
     return f"{data.name} queries", f"{data.name} documents"
 
 
-class _Reference:
+class Reference:
     """The fp32 model, opened on a device when something has to be encoded there that the cache lacks."""
 
     def __init__(self, source: Source, step: Callable[[str], None]) -> None:
@@ -111,6 +112,7 @@ class _Reference:
         return self.source.max_tokens or self.model("cpu").max_seq_length or 512
 
     def encode(self, name: str, kind: str, texts: list[str]) -> Encoded:
+        """Vectors of texts of a kind, "query" or "passage", from the cache or made now; `name` is what is said of them."""
         self.step(f"fp32: {name}")
         prompt = self.prompts[kind]
         return _kept(
@@ -120,7 +122,7 @@ class _Reference:
 
 def _kept(made_of: list[object], make: Callable[[Path], Encoded]) -> Encoded:
     """Vectors from the cache, or made now and kept there."""
-    code = [file_digest(Path(module.__file__ or "")) for module in (encoding, readers, llama_worker)]
+    code = [file_digest(Path(module.__file__ or "")) for module in (encoding, readers, llama_worker, llama)]
     key = value_digest([code, *made_of])
     folder = Stages(cache_dir() / "vectors").run(key[:24], key, lambda folder: _discard(make(folder)))
     return open_encoded(folder)
@@ -130,7 +132,7 @@ def _discard(_: Encoded) -> None:
     """A stage's maker returns nothing: what it wrote is what counts."""
 
 
-def _verdict(artifact: Judged, device: str, reference: _Reference, texts: Texts, material: Material) -> Verdict:
+def _verdict(artifact: Judged, device: str, reference: Reference, texts: Texts, material: Material) -> Verdict:
     reason = why_not(artifact.format, device)
     if reason:
         return Verdict(artifact.format, device, "not run", reason)
@@ -146,7 +148,7 @@ def _verdict(artifact: Judged, device: str, reference: _Reference, texts: Texts,
     return replace(verdict, texts_per_second=speeds[0], reference_texts_per_second=speeds[1])
 
 
-def _encode(artifact: Judged, device: str, reference: _Reference, name: str, kind: str, texts: list[str]) -> Encoded:
+def _encode(artifact: Judged, device: str, reference: Reference, name: str, kind: str, texts: list[str]) -> Encoded:
     reference.step(f"{artifact.format} on {device}: {name}")
     prompt, limit = reference.prompts[kind], reference.max_tokens
     return _kept(
@@ -163,7 +165,7 @@ def _read(artifact: Judged, device: str, texts: Sequence[str], prompt: str, limi
         raise ArtifactError(f"{artifact.path.name}: torch failed on {device}: {str(error).strip().splitlines()[0]}") from error
 
 
-def _speeds(artifact: Judged, device: str, reference: _Reference, texts: Texts) -> tuple[float, float]:
+def _speeds(artifact: Judged, device: str, reference: Reference, texts: Texts) -> tuple[float, float]:
     """Texts per second of the artifact and of fp32, on passages of the largest set."""
     reference.step(f"{artifact.format} on {device}: speed")
     kind, passages = max(texts.values(), key=lambda each: len(each[1]))

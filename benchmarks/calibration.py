@@ -1,0 +1,117 @@
+"""What calibration texts are worth: MiniLM rounded on several sets of them, judged on texts that none of them holds.
+
+Every layer matrix at IQ4_NL, the token table at Q8_0. What is printed is the mean 1 - cosine to fp32 of vectors that
+llama.cpp makes, as a share of the same for a file that is rounded to nearest with importance from the built-in texts,
+as llama-quantize does it, with paired 95 % intervals. Usage: `python benchmarks/calibration.py DATA`, a folder with
+BEIR's `scifact`, `squad-dev` in the same layout, and `sts/stsb-{train,test}.tsv`.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from tierexport import pipeline
+from tierexport.beir import read_beir
+from tierexport.datasets import read_sts, spread
+from tierexport.encode import VectorStore, encode, open_model
+from tierexport.metrics import cosines
+from tierexport.source import open_source
+from tierexport.verify.readers import read_gguf
+
+MODEL = "all-MiniLM-L6-v2"
+JUDGED = 300
+CALIBRATED = 400
+RECIPE = f"""
+name = "trial"
+model = "{MODEL}"
+formats = ["gguf"]
+[tiers.all]
+bits = 4
+gguf = "IQ4_NL"
+[tiers.table]
+bits = 8
+[[rules]]
+tier = "all"
+roles = ["attention", "ffn"]
+[[rules]]
+tier = "table"
+roles = ["embeddings"]
+"""
+TRIALS = (
+    ("builtin", 400, "nearest"),
+    ("builtin", 25, "gptq"),
+    ("builtin", 50, "gptq"),
+    ("builtin", 100, "gptq"),
+    ("builtin", 400, "gptq"),
+    ("scifact", 400, "gptq"),
+    ("squad", 400, "gptq"),
+    ("sts", 400, "gptq"),
+    ("builtin", 400, "distill"),
+    ("scifact", 400, "distill"),
+)
+
+
+def main(data: Path) -> None:
+    sets = {
+        "scifact": read_beir(data / "scifact").documents,
+        "squad": read_beir(data / "squad-dev").documents,
+        "sts": [sentence for _, *pair in read_sts(data / "sts/stsb-test.tsv") for sentence in pair],
+    }
+    judged = {name: spread(list(texts[::2]), JUDGED) for name, texts in sets.items()}
+    others = {**sets, "sts": [sentence for _, *pair in read_sts(data / "sts/stsb-train.tsv") for sentence in pair]}
+    print(f"{'texts':8} {'number':>6} {'rounding':8}  " + "  ".join(f"{name:^26}" for name in judged))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name in sets:
+            unseen = [text for text in others[name][1::2] if text not in set(judged[name])]
+            lines = [json.dumps({"text": text}) + "\n" for text in spread(unseen, CALIBRATED)]
+            (folder / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+        first: list[np.ndarray] = []
+        for number, trial in enumerate(TRIALS):
+            losses = judge(made(folder, number, *trial), list(judged.values()), folder / f"vectors-{number}")
+            first = first or losses
+            columns = "  ".join(ratio(*pair) for pair in zip(losses, first, strict=True))
+            print(f"{trial[0]:8} {trial[1]:6} {trial[2]:8}  {columns}", flush=True)
+
+
+def made(folder: Path, number: int, texts: str, count: int, rounding: str) -> Path:
+    (folder / "recipe.toml").write_text(RECIPE)
+    named = texts if texts == "builtin" else f"{texts}.jsonl"
+    keys = [f'rounding="{rounding}"', f'calibration.texts="{named}"', f"calibration.count={count}"]
+    plan = pipeline.plan(folder / "recipe.toml", keys)
+    return pipeline.export(plan.formats[0], plan, pipeline.importance(plan), folder / f"made-{number}").path
+
+
+def judge(path: Path, sets: Sequence[Sequence[str]], folder: Path) -> "list[np.ndarray]":
+    """1 - cosine to fp32 of each text of each set."""
+    source = open_source(MODEL)
+    found = []
+    for number, texts in enumerate(sets):
+        theirs, ours = folder / f"fp32-{number}", folder / f"gguf-{number}"
+        theirs.mkdir(parents=True)
+        ours.mkdir()
+        reference = encode(open_model(source), texts, "", VectorStore(theirs))
+        vectors = read_gguf(path, texts, source.max_tokens or 512, ours).vectors
+        found.append(1 - cosines(np.asarray(reference.vectors), np.asarray(vectors)))
+    return found
+
+
+def ratio(losses: np.ndarray, first: np.ndarray) -> str:
+    """The mean, and its share of the first trial's with a paired interval."""
+
+    def share(one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.asarray(one.mean(axis) / other.mean(axis))
+
+    found = stats.bootstrap(
+        (losses, first), share, paired=True, vectorized=True, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    return f"{losses.mean():.5f} {share(losses, first):.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,149 @@
+"""The commands that quantize vectors."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tierexport.terminal import examples, json_option, model_argument, print_json, print_parts
+
+
+@click.group(epilog=examples("vectors fit all-MiniLM-L6-v2 --level binary", "vectors eval all-MiniLM-L6-v2 --help"))
+def vectors() -> None:
+    """Quantize what a model puts out: int8, int4, trinary or binary vectors, and training for them."""
+
+
+LEVELS = ("int8", "int4", "trinary", "binary")
+SCALINGS = ("rolling", "minmax", "clip")
+
+level_option = click.option("--level", required=True, type=click.Choice(LEVELS), help="How precise vectors are.")
+scaling_option = click.option(
+    "--scaling", default=SCALINGS[0], show_default=True, type=click.Choice(SCALINGS), help="How bounds are chosen."
+)
+pairs_option = click.option(
+    "--pairs", required=True, type=click.Path(path_type=Path), help='A .jsonl of "query" and "positive".'
+)
+steps_option = click.option("--steps", default=10_000, show_default=True, type=click.IntRange(1), help="Steps to train.")
+every_option = click.option("--every", default=500, show_default=True, type=click.IntRange(1), help="Between checkpoints.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the order of pairs.")
+
+
+@vectors.command(
+    name="fit",
+    epilog=examples(
+        "vectors fit all-MiniLM-L6-v2 --level int8",
+        "vectors fit ORG/NAME --level binary --rotate --out binary.safetensors",
+    ),
+)
+@model_argument
+@level_option
+@scaling_option
+@click.option("--texts", default="builtin", show_default=True, help="builtin, a .txt or .jsonl file, or a BEIR folder.")
+@click.option("--count", default=400, show_default=True, type=click.IntRange(1), help="How many texts.")
+@click.option("--per-vector", is_flag=True, help="Ranges as multiples of each vector's own size.")
+@click.option("--rotate", is_flag=True, help="A random rotation before everything else.")
+@click.option("--out", type=click.Path(path_type=Path), default="codec.safetensors", show_default=True, help="Codec to write.")
+@json_option
+def fit_vectors(
+    model: str, level: str, scaling: str, texts: str, count: int, per_vector: bool, rotate: bool, out: Path, as_json: bool
+) -> None:
+    """Choose the bounds of a codec for MODEL's vectors."""
+    from tierexport import vectoring
+
+    codec = vectoring.fit_codec(model, level, scaling, texts, count, per_vector, rotate, out)
+    _say_written(as_json, out, level=codec.level, dimensions=codec.dimensions, bytes=codec.bytes)
+
+
+@vectors.command(
+    name="encode",
+    epilog=examples(
+        "vectors encode all-MiniLM-L6-v2 mine.jsonl --codec codec.safetensors",
+        "vectors encode binary_model asked.txt --codec binary_model/codec.safetensors --queries",
+    ),
+)
+@model_argument
+@click.argument("texts")
+@click.option("--codec", required=True, type=click.Path(path_type=Path), help="What fit or train wrote.")
+@click.option("--queries", is_flag=True, help="The texts are queries, and get their prompt.")
+@click.option("--out", type=click.Path(path_type=Path), default="vectors.safetensors", show_default=True, help="File to write.")
+@json_option
+def encode_vectors(model: str, texts: str, codec: Path, queries: bool, out: Path, as_json: bool) -> None:
+    """Encode TEXTS (a .txt or .jsonl file, or a BEIR folder) with MODEL, and pack the vectors."""
+    from tierexport import vectoring
+
+    found, count = vectoring.encode_texts(model, texts, codec, "query" if queries else "passage", out)
+    _say_written(as_json, out, level=found.level, vectors=count, bytes=count * found.bytes)
+
+
+@vectors.command(
+    name="train",
+    epilog=examples(
+        "vectors train all-MiniLM-L6-v2 --pairs pairs.jsonl --level binary --out binary_model",
+        "vectors train ORG/NAME --pairs pairs.jsonl --level int4 --asymmetric --out int4_model",
+    ),
+)
+@model_argument
+@pairs_option
+@level_option
+@scaling_option
+@click.option("--asymmetric", is_flag=True, help="Queries are not quantized.")
+@steps_option
+@every_option
+@seed_option
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Model folder to make.")
+@json_option
+def train_vectors(
+    model: str,
+    pairs: Path,
+    level: str,
+    scaling: str,
+    asymmetric: bool,
+    steps: int,
+    every: int,
+    seed: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Train a linear head on MODEL's vectors for a level; the result is a model folder with its codec."""
+    from tierexport import vectoring
+    from tierexport.vectors.training import Goal, Schedule
+
+    trained = vectoring.train_head(
+        model, pairs, Goal(level, scaling, not asymmetric), Schedule(steps=steps, every=every, seed=seed), out
+    )
+    _say_written(as_json, out, level=level, best_step=trained.step, scores=list(trained.scores))
+
+
+@vectors.command(
+    name="eval",
+    epilog=examples(
+        "vectors eval all-MiniLM-L6-v2 --pairs pairs.jsonl --data scifact --data squad",
+        "vectors eval ORG/NAME --pairs pairs.jsonl --data scifact --steps 2000 --json",
+    ),
+)
+@model_argument
+@pairs_option
+@click.option("--data", multiple=True, required=True, metavar="SET", help="A BEIR folder or a hub's ORG/NAME; several times.")
+@steps_option
+@every_option
+@seed_option
+@json_option
+def evaluate_vectors(model: str, pairs: Path, data: tuple[str, ...], steps: int, every: int, seed: int, as_json: bool) -> None:
+    """Compare nine ways to quantize MODEL's vectors on retrieval sets: untrained, trained, and against fp32."""
+    from tierexport import vectoring
+    from tierexport.report import tables
+    from tierexport.vectors.training import Schedule
+
+    rows = vectoring.evaluate(model, data, pairs, Schedule(steps=steps, every=every, seed=seed))
+    if as_json:
+        print_json({"rows": [row.as_json() for row in rows]})
+    else:
+        print_parts(tables.vectors_table([row.as_json() for row in rows]))
+
+
+def _say_written(as_json: bool, out: Path, **facts: Any) -> None:
+    """Say where something was written, and what it is."""
+    if as_json:
+        print_json({"out": str(out), **facts})
+    else:
+        click.echo(f"written to {out}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))

@@ -1,0 +1,210 @@
+"""The model card: its head is what hubs accept, its numbers are the verification's, and its snippets run."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from conftest import RECIPES, Built, build, run
+from loopback_card import card_errors
+from loopback_repository import User
+from loopback_writable import WritableHub, serving_writable
+from tierexport import load
+from tierexport.card import QUESTION
+from tierexport.datasets import BUILTIN
+from tierexport.records import Floats
+
+NAME, TOKEN = "alice/three_tier", "hf_alice"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A hub that has a release, the folder that it was made from, and the one that a stranger starts in."""
+
+    hub: WritableHub
+    artifact: Path
+    stranger: Path
+
+    def results(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads((self.artifact / "verify.json").read_text())["results"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def published(three_tier: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    """three_tier with retrieval figures."""
+    place = tmp_path_factory.mktemp("published")
+    artifact = Path(shutil.copytree(three_tier.folder, place / "three_tier"))
+    assert run("verify", artifact, "--data", BUILTIN / "retrieval", "--device", "cpu").exit_code == 0
+    with serving_writable(place / "cache") as hub:
+        hub.tokens[TOKEN] = User("alice")
+        command = [sys.executable, "-m", "tierexport", "publish", str(artifact), "--to", f"hf:{NAME}"]
+        subprocess.run(command, env={**os.environ, **hub.environment(), "HF_TOKEN": TOKEN}, check=True, capture_output=True)
+        (place / "stranger").mkdir()
+        yield Published(hub, artifact, place / "stranger")
+
+
+@pytest.fixture(scope="module")
+def card(published: Published) -> str:
+    return published.hub.head(NAME).files["README.md"].content.decode()
+
+
+@pytest.fixture(scope="module")
+def gguf_card(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The card of a folder that holds a GGUF alone, read where it lies."""
+    out = tmp_path_factory.mktemp("gguf") / "out"
+    build(RECIPES / "int8.toml", out, "--set", 'formats=["gguf"]')
+    return (out / "README.md").read_text(), out
+
+
+def snippet(card: str, heading: str, language: str, number: int = 0) -> str:
+    """The code below a heading, as the card shows it."""
+    section = card.partition(f"\n### {heading}\n")[2].partition("\n### ")[0].partition("\n## ")[0]
+    found: list[str] = re.findall(rf"```{language}\n(.*?)```", section, re.S)
+    return found[number]
+
+
+def python(code: str, name: str, folder: Path, hub: WritableHub | None = None) -> Floats:
+    """What a snippet leaves in a variable, run in a process of its own by somebody without tierexport's help."""
+    told = f"\nimport json as _json; _v = {name}; print('\\n' + _json.dumps(_v.tolist() if hasattr(_v, 'tolist') else _v))"
+    environment = {**os.environ, **(hub.environment() if hub else {})}
+    done = subprocess.run(
+        [sys.executable, "-c", code + told], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return np.array(json.loads(done.stdout.splitlines()[-1]), np.float32).reshape(-1)
+
+
+def cosine(one: Floats, other: Floats) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+# --- the head
+
+
+def test_the_head_is_what_the_hub_accepts(card: str) -> None:
+    assert card_errors(card) == []
+    head: Any = ModelCard(card).data
+    assert head.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    assert head.base_model_relation == "quantized"
+    assert (head.license, head.language, head.library_name) == ("apache-2.0", ["en"], "sentence-transformers")
+    assert {"gguf", "torchao", "sentence-transformers", "feature-extraction"} <= set(head.tags)
+
+
+def test_its_numbers_are_the_verification_s_to_the_digit(card: str, published: Published) -> None:
+    head = yaml.safe_load(card.split("---\n")[1])
+    _, results = model_index_to_eval_results(head["model-index"])
+    shown = {(each.dataset_type, each.metric_name): each.metric_value for each in results}
+    ran = [each for each in published.results() if each["status"] == "ok"]
+    assert len(ran) == 2
+    expected = {}
+    for each in ran:
+        where = f"({each['format']}, {each['device']})"
+        (judged,) = each["retrieval"]
+        expected[("tierexport-screen", f"mean cosine to fp32 {where}")] = each["cos_mean"]
+        expected[("tierexport-screen", f"share of the ten nearest neighbours kept {where}")] = each["top10_retention"]
+        expected[("retrieval", f"NDCG@10 {where}")] = judged["ndcg_at_10"]
+        expected[("retrieval", f"NDCG@10 less fp32's {where}")] = judged["delta"]
+        expected[("retrieval", f"Recall@10 {where}")] = judged["recall_at_10"]
+        for figure in (f"{each['cos_mean']:.5f}", f"{judged['ndcg_at_10']:.4f}", f"{judged['ci_low']:+.4f} to"):
+            assert figure in card
+    assert shown == expected
+
+
+def test_it_says_what_was_not_run_and_holds_the_recipe(card: str, published: Published, three_tier: Built) -> None:
+    for each in published.results():
+        if each["status"] != "ok":
+            assert f"| {each['format']} | {each['device']} | {each['status']}: {each['reason']} |" in card
+    assert (three_tier.folder / "recipe.toml").read_text().strip() in card
+    for artifact in three_tier.manifest["artifacts"]:
+        assert f"{artifact['bytes']:,}" in card
+        layer = [each["type"] for each in artifact["tensors"] if each["layer"] == 2 and each["role"] == "ffn_down"]
+        assert f"| {layer[0]} |" in card
+
+
+# --- the snippets, out of the card
+
+
+def test_sentence_transformers_and_transformers(card: str, published: Published) -> None:
+    expected = load(str(published.artifact / "torchao")).encode(QUESTION)
+    for heading in ("sentence-transformers", "transformers"):
+        found = python(snippet(card, heading, "python"), "vectors", published.stranger, published.hub)
+        assert cosine(found, expected) > 0.99999, heading
+
+
+def test_langchain(card: str, published: Published) -> None:
+    pytest.importorskip("langchain_huggingface")
+    expected = load(str(published.artifact / "torchao")).encode(QUESTION)
+    found = python(snippet(card, "LangChain", "python"), "vector", published.stranger, published.hub)
+    assert cosine(found, expected) > 0.99999
+
+
+@pytest.fixture(scope="module")
+def fetched(card: str, published: Published) -> Path:
+    """The repository as the card's own command fetches it."""
+    command = re.findall(r"^hf download .*$", card, re.M)[0]
+    environment = {**os.environ, **published.hub.environment(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(command, shell=True, cwd=published.stranger, env=environment, check=True, capture_output=True)
+    return published.stranger
+
+
+def test_llama_cpp_python(card: str, fetched: Path, three_tier: Built) -> None:
+    (gguf,) = (three_tier.folder / "gguf").iterdir()
+    found = python(snippet(card, "llama-cpp-python", "python"), "vector", fetched)
+    assert cosine(found, load(str(gguf)).encode(QUESTION)) > 0.9999
+    assert abs(float(np.linalg.norm(found)) - 1) < 1e-4
+
+
+def test_llama_embedding(card: str, fetched: Path, three_tier: Built, tool: Callable[[str], Path]) -> None:
+    (gguf,) = (three_tier.folder / "gguf").iterdir()
+    path = tool("llama-embedding").parent
+    command = snippet(card, "llama.cpp", "sh").strip() + " --embd-output-format array"
+    environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
+    done = subprocess.run(command, shell=True, cwd=fetched, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    numbers = [float(each) for each in re.findall(r"-?\d+\.\d+", done.stdout)]
+    expected = load(str(gguf)).encode(QUESTION)
+    assert len(numbers) == len(expected), done.stdout
+    assert cosine(np.array(numbers), expected) > 0.9999
+
+
+def test_a_modelfile_names_a_file_that_is_there(card: str, fetched: Path) -> None:
+    line = snippet(card, "Ollama", "").strip()
+    assert (fetched / line.removeprefix("FROM ")).is_file()
+
+
+def test_langchain_on_a_gguf_alone(gguf_card: tuple[str, Path]) -> None:
+    pytest.importorskip("langchain_core")
+    card, folder = gguf_card
+    (gguf,) = (folder / "gguf").iterdir()
+    found = python(snippet(card, "LangChain", "python"), "vector", folder)
+    assert cosine(found, load(str(gguf)).encode(QUESTION)) > 0.9999
+    assert "### sentence-transformers" not in card
+    assert card_errors(card) == []
+
+
+def test_prompts_reach_every_snippet(three_tier: Built, tmp_path: Path) -> None:
+    from tierexport.artifact import read_verification
+    from tierexport.card import render_card
+
+    manifest: dict[str, Any] = json.loads((three_tier.folder / "manifest.json").read_text())
+    manifest["model"]["prompts"] = {"query": 'Ask "it":\nQuery: ', "passage": "passage: "}
+    shown = render_card(manifest, read_verification(three_tier.folder), "name = 1")
+    literal = json.dumps(f'Ask "it":\nQuery: {QUESTION}')
+    assert f"model.embed({literal}, normalize=True)" in shown
+    assert f"tokenizer([{literal}]," in shown
+    assert "--embd-separator" in snippet(shown, "llama.cpp", "sh")
+    assert 'encode_kwargs={"prompt_name": "document"}' in snippet(shown, "LangChain", "python")
+    compile(snippet(shown, "LangChain", "python"), "card", "exec")

@@ -1,0 +1,52 @@
+"""The documents are true of the code: tables generated from it, commands that exist, links that lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from conftest import ROOT
+from tierexport import cli
+from tierexport.recipe import parse_recipe
+from tierexport.report.reference import updated
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMED = re.compile(r"^(?:\$ )?tierexport ([a-z].*)$", re.M)
+
+
+def test_the_recipe_reference_is_the_code_s() -> None:
+    page = (ROOT / "docs/recipes.md").read_text("utf-8")
+    assert updated(page) == page, "make docs writes it anew"
+
+
+def test_a_page_without_a_place_for_a_table_is_refused() -> None:
+    with pytest.raises(ValueError, match="has 0 places"):
+        updated("nothing")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_exist(page: Path) -> None:
+    for line in NAMED.findall(page.read_text("utf-8")):
+        words = shlex.split(line.partition(" #")[0])
+        command: click.Command | None = cli.main.commands.get(words[0])
+        if isinstance(command, click.Group):
+            command = command.commands.get(words[1])
+        assert command is not None, line
+        known = {option for each in command.params if isinstance(each, click.Option) for option in each.opts}
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known | {"--help"}, line
+
+
+def test_the_readme_s_recipe_is_a_recipe() -> None:
+    import tomllib
+
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert parse_recipe(tomllib.loads(text), ROOT).name == "three_tier"

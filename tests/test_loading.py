@@ -1,0 +1,149 @@
+"""tierexport.load: an artifact, the GGUF included, is a SentenceTransformer to whoever takes one."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import Built, encoded
+from tierexport import load
+from tierexport.beir import read_beir
+from tierexport.datasets import BUILTIN, screen
+from tierexport.encode import open_model
+from tierexport.errors import ArtifactError
+from tierexport.metrics import cosines
+from tierexport.records import Source
+from tierexport.verify.readers import read_gguf
+
+
+def gguf_of(built: Built) -> Path:
+    return built.folder / str(built.artifact("gguf")["path"])
+
+
+def test_a_gguf_is_the_model_that_it_was_made_from(f16: Built, minilm: Source, tmp_path: Path) -> None:
+    model = load(str(gguf_of(f16)))
+    texts = [*screen()[:20], "a text of many more tokens than the model takes " * 60]
+    reference = encoded(open_model(minilm), texts, tmp_path)
+    assert (model.max_seq_length, model.get_embedding_dimension()) == (256, 384)
+    assert cosines(np.asarray(reference.vectors), model.encode(texts)).min() > 0.9999
+    tokens = model.preprocess(texts)
+    assert tokens["attention_mask"].sum(1).tolist() == reference.lengths.tolist()
+
+
+def test_it_gives_what_verification_reads(three_tier: Built, tmp_path: Path) -> None:
+    texts = screen()[:10]
+    read = read_gguf(gguf_of(three_tier), texts, 256, tmp_path).vectors
+    vectors = load(str(gguf_of(three_tier))).encode(texts)
+    assert cosines(np.asarray(read), vectors).min() > 0.999999
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_prompts_are_the_file_s_own(tiny_model: Path, tmp_path: Path) -> None:
+    from conftest import RECIPES, build
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    settings = tmp_path / "model" / "config_sentence_transformers.json"
+    document = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**document, "prompts": {"query": "query: ", "passage": "passage: "}}))
+    text = (RECIPES / "int8.toml").read_text().replace('"all-MiniLM-L6-v2"', '"model"')
+    (tmp_path / "recipe.toml").write_text(text)
+    built = build(tmp_path / "recipe.toml", tmp_path / "out")
+    gguf, torchao = load(str(gguf_of(built))), load(str(built.folder / "torchao"))
+    assert gguf.prompts == {"query": "query: ", "document": "passage: "}
+    for one, other in (("encode_query", "query: a text"), ("encode_document", "passage: a text")):
+        found = getattr(gguf, one)(["a text"])
+        assert np.allclose(found, gguf.encode([other]))
+        assert cosines(found, getattr(torchao, one)(["a text"])).min() > 0.99
+
+
+@pytest.mark.parametrize("kind", ["gguf", "torchao"])
+def test_sentence_transformers_evaluator_finds_what_verify_finds(three_tier: Built, kind: str, tmp_path: Path) -> None:
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+    from conftest import run
+
+    folder = Path(shutil.copytree(three_tier.folder, tmp_path / "folder"))
+    done = run("verify", folder, "--data", BUILTIN / "retrieval", "--device", "cpu", "--json")
+    results = {each["format"]: each for each in json.loads(done.stdout)["results"]}
+    judged = read_beir(BUILTIN / "retrieval")
+    evaluator = InformationRetrievalEvaluator(
+        dict(zip(judged.query_ids, judged.queries, strict=True)),
+        dict(zip(judged.document_ids, judged.documents, strict=True)),
+        {query: {document for document, grade in grades.items() if grade > 0} for query, grades in judged.qrels.items()},
+        ndcg_at_k=[10],
+    )
+    place = gguf_of(three_tier) if kind == "gguf" else three_tier.folder / "torchao"
+    found = evaluator(load(str(place)))
+    assert {grade for grades in judged.qrels.values() for grade in grades.values()} <= {0, 1}
+    assert found["cosine_ndcg@10"] == pytest.approx(results[kind]["retrieval"][0]["ndcg_at_10"], abs=1e-6)
+
+
+MTEB = """
+import json, sys
+import mteb
+from datasets import Dataset
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+from tierexport import load
+from tierexport.beir import read_beir
+from pathlib import Path
+
+judged = read_beir(Path(sys.argv[2]))
+
+class Local(AbsTaskRetrieval):
+    metadata = TaskMetadata(
+        name="Local", description="A set in a folder.", reference=None, type="Retrieval", category="t2t", modalities=["text"],
+        eval_splits=["test"], eval_langs=["eng-Latn"], main_score="ndcg_at_10",
+        dataset={"path": "local/local", "revision": "1"}, date=None, domains=None, task_subtypes=None, license=None,
+        annotations_creators=None, dialect=None, sample_creation=None, bibtex_citation="",
+    )
+
+    def load_data(self, *_, **__):
+        rows = lambda ids, texts: Dataset.from_list([{"id": id, "text": text} for id, text in zip(ids, texts)])
+        corpus, queries = rows(judged.document_ids, judged.documents), rows(judged.query_ids, judged.queries)
+        split = {"corpus": corpus, "queries": queries, "relevant_docs": judged.qrels, "top_ranked": None}
+        self.dataset, self.data_loaded = {"default": {"test": split}}, True
+
+done = mteb.evaluate(load(sys.argv[1]), Local(), cache=None, show_progress_bar=False)
+print("\\n" + json.dumps(done.task_results[0].get_score()))
+"""
+
+
+def test_mteb_takes_a_gguf(three_tier: Built, tmp_path: Path) -> None:
+    pytest.importorskip("mteb")
+    from conftest import run
+
+    folder = Path(shutil.copytree(three_tier.folder, tmp_path / "folder"))
+    done = run("verify", folder, "--data", BUILTIN / "retrieval", "--device", "cpu", "--json")
+    results = {each["format"]: each for each in json.loads(done.stdout)["results"]}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "MTEB_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", MTEB, str(gguf_of(three_tier)), str(BUILTIN / "retrieval")]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1]) == pytest.approx(results["gguf"]["retrieval"][0]["ndcg_at_10"], abs=1e-4)
+
+
+def test_what_can_t_be_loaded_is_an_error(three_tier: Built, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="name one of them"):
+        load(str(three_tier.folder))
+    with pytest.raises(ArtifactError, match="neither a GGUF file"):
+        load(str(tmp_path))
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(gguf_of(three_tier).read_bytes()[:100_000])
+    with pytest.raises(ArtifactError, match=r"cut\.gguf"):
+        load(str(cut))
+
+
+def test_the_folder_opens_by_its_own_name(three_tier: Built) -> None:
+    """What a hub's repository is, is the folder: its root leads to the torchao part."""
+    from tierexport.libraries import import_sentence_transformers
+
+    texts = screen()[:3]
+    whole = import_sentence_transformers().SentenceTransformer(str(three_tier.folder), device="cpu")
+    assert np.array_equal(whole.encode(texts), load(str(three_tier.folder / "torchao")).encode(texts))
+    assert whole.max_seq_length == 256

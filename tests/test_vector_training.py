@@ -1,0 +1,182 @@
+"""Training a head for quantized vectors: it helps, it resumes to the same weights, and its result is a model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from conftest import RECIPES, run
+from tierexport.datasets import BUILTIN
+from tierexport.errors import VectorError
+from tierexport.libraries import import_sentence_transformers
+from tierexport.metrics import normalized
+from tierexport.vectors.codecs import TOP
+from tierexport.vectors.storage import read_codec
+from tierexport.vectors.training import Goal, Pairs, Schedule, applied, train
+
+SHORT = Schedule(steps=60, every=20, batch=64)
+
+
+def pairs(count: int = 600, dimensions: int = 32) -> Pairs:
+    """Queries near their passages, in a space whose sign bits say little: it lies off the middle, and most of it is noise."""
+    generator = np.random.default_rng(0)
+    passages = generator.standard_normal((count, dimensions)) * np.geomspace(2, 0.05, dimensions) + 0.4
+    queries = passages + generator.standard_normal(passages.shape) * 0.5
+    asked, found = (normalized(each.astype(np.float32)).astype(np.float32) for each in (queries, passages))
+    return Pairs(asked, found, np.arange(count))
+
+
+@pytest.mark.parametrize("level", TOP)
+@pytest.mark.parametrize("quantized", [True, False])
+def test_training_helps_and_never_hurts_on_what_it_is_judged_by(level: str, quantized: bool, tmp_path: Path) -> None:
+    trained = train(
+        pairs(), Goal(level, "rolling", quantized), Schedule(steps=300, every=50, batch=128, rate=3e-3), tmp_path / "s"
+    )
+    assert len(trained.scores) == 7
+    assert trained.scores[trained.step // 50] == max(trained.scores)
+    if level == "binary":
+        assert max(trained.scores) > trained.scores[0] + 0.02
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_run_that_was_killed_ends_in_the_same_weights(cut: int, tmp_path: Path) -> None:
+    whole = train(pairs(), Goal("binary"), SHORT, tmp_path / "whole")
+
+    class KilledError(Exception):
+        pass
+
+    seen = []
+
+    def kill(done: int, *_: float) -> None:
+        seen.append(done)
+        if len(seen) == cut:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train(pairs(), Goal("binary"), SHORT, tmp_path / "cut", kill)
+    resumed = train(pairs(), Goal("binary"), SHORT, tmp_path / "cut", kill)
+    assert seen[cut:] == [20 * step for step in range(cut + 1, 4)]
+    assert np.array_equal(resumed.head, whole.head)
+    assert resumed.scores == whole.scores
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_another_run_s_state_is_not_taken_up(tmp_path: Path) -> None:
+    train(pairs(), Goal("binary"), SHORT, tmp_path / "state")
+    seen: list[int] = []
+    train(pairs(), Goal("int4"), SHORT, tmp_path / "state", lambda done, *_: seen.append(done))
+    assert seen == [20, 40, 60]
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    heads = []
+    for seed, name in ((1, "a"), (1, "b"), (2, "c")):
+        train(pairs(), Goal("binary"), Schedule(steps=20, every=20, batch=64, seed=seed), tmp_path / name)
+        heads.append(load_file(tmp_path / name)["head"])
+    assert np.array_equal(heads[0], heads[1])
+    assert not np.array_equal(heads[0], heads[2])
+
+
+def test_too_few_pairs(tmp_path: Path) -> None:
+    with pytest.raises(VectorError, match="100 at least"):
+        train(pairs(50), Goal("binary"), SHORT, tmp_path / "state")
+
+
+# --- the commands
+
+
+@pytest.fixture(scope="module")
+def some_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each calibration passage of the built-in ones with its own beginning as the query."""
+    texts = [json.loads(line)["text"] for line in (BUILTIN / "calibration.jsonl").read_text("utf-8").splitlines()]
+    lines = [json.dumps({"query": text[: len(text) // 2], "positive": text}) + "\n" for text in texts]
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("".join(lines), "utf-8")
+    return path
+
+
+def test_a_trained_model_is_a_model(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "trained"
+    shutil.copytree(tiny_model, model)
+    options = ("--pairs", some_pairs, "--level", "binary", "--steps", "40", "--every", "20", "--out", out)
+    done = run("vectors", "train", model, *options, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert len(json.loads(done.stdout)["scores"]) == 3
+    st = import_sentence_transformers()
+    texts = ["a sentence", "another one of more words"]
+    plain, trained = (st.SentenceTransformer(str(each), device="cpu").encode(texts) for each in (model, out))
+    head = trained @ np.linalg.pinv(normalized(plain))  # it is linear up to length, so directions agree
+    assert head.shape == (2, 2)
+    assert np.allclose(np.linalg.norm(trained, axis=1), 1, atol=1e-5)
+    codec, codes = read_codec(out / "codec.safetensors")
+    assert (codec.level, codec.bytes, codes) == ("binary", 8, None)
+
+    encoded = run(
+        "vectors", "encode", out, BUILTIN / "screen.txt", "--codec", out / "codec.safetensors", "--out", tmp_path / "v"
+    )
+    assert encoded.exit_code == 0, encoded.stderr
+    again, packed = read_codec(tmp_path / "v")
+    assert packed is not None
+    assert packed.shape == (143, 8)
+    sentences = (BUILTIN / "screen.txt").read_text("utf-8").splitlines()
+    vectors = st.SentenceTransformer(str(out), device="cpu").encode(sentences)
+    assert (again.encode(vectors) != packed).mean() < 0.01  # a value at zero may fall either way
+
+    recipe = (RECIPES / "int8.toml").read_text().replace('"all-MiniLM-L6-v2"', f'"{out}"')
+    (tmp_path / "recipe.toml").write_text(recipe)
+    refused = run("build", tmp_path / "recipe.toml", "--out", tmp_path / "built")
+    assert refused.exit_code == 2
+    assert "Dense" in refused.stderr
+    built = run("build", tmp_path / "recipe.toml", "--out", tmp_path / "built", "--set", 'formats=["torchao"]')
+    assert built.exit_code == 0, built.stderr
+
+
+def test_the_head_in_the_model_is_the_head_that_was_trained(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
+    from tierexport.vectoring import train_head
+
+    out = tmp_path / "trained"
+    trained = train_head(str(tiny_model), some_pairs, Goal("int8"), Schedule(steps=20, every=20), out)
+    st = import_sentence_transformers()
+    plain, ours = (st.SentenceTransformer(str(each), device="cpu").encode(["some words"]) for each in (tiny_model, out))
+    assert np.allclose(applied(trained.head, plain), ours, atol=1e-5)
+
+
+def test_the_table_of_nine(tiny_model: Path, some_pairs: Path) -> None:
+    options = ("--pairs", some_pairs, "--data", BUILTIN / "retrieval", "--steps", "20", "--every", "10")
+    done = run("vectors", "eval", tiny_model, *options, "--json")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["bytes"] for row in rows] == [256, 8, 8, 8, 8, 13, 32, 64, 64]
+    assert [row["published"] for row in rows] == [60.10, 58.33, 59.08, 59.22, 60.81, 59.49, 61.73, 61.67, 61.29]
+    assert rows[0]["delta"] == 0
+    for row in rows:
+        assert row["average"] == pytest.approx(rows[0]["average"] + row["delta"])
+        assert row["ci_low"] <= row["delta"] <= row["ci_high"]
+    shown = run("vectors", "eval", tiny_model, *options)
+    assert "binary documents" in shown.stdout
+    assert "60.10" in shown.stdout
+
+
+def test_fit_and_what_is_wrong(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "codec.safetensors"
+    done = run(
+        "vectors", "fit", tiny_model, "--level", "trinary", "--scaling", "clip", "--rotate", "--count", "50", "--out", out
+    )
+    assert done.exit_code == 0, done.stderr
+    codec, _ = read_codec(out)
+    assert codec.rotation is not None
+    assert codec.bytes == 13
+    (tmp_path / "bad.jsonl").write_text('{"query": "a"}\n')
+    bad = run("vectors", "train", tiny_model, "--pairs", tmp_path / "bad.jsonl", "--level", "int8", "--out", tmp_path / "out")
+    assert bad.exit_code == 2
+    assert "line 1" in bad.stderr
+    (tmp_path / "mine").mkdir()
+    refused = run("vectors", "train", tiny_model, "--pairs", some_pairs, "--level", "int8", "--out", tmp_path / "mine")
+    assert refused.exit_code == 2
+    assert "is not replaced" in refused.stderr
+    wrong = run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", "--codec", tmp_path / "none", "--out", tmp_path / "v")
+    assert wrong.exit_code == 2
+    assert "is no codec" in wrong.stderr
