@@ -8,6 +8,7 @@ Values beyond the range, infinities too, take the outermost cell and never wrap 
 coded like any other.
 """
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,10 +101,16 @@ class Codec:
         return found
 
     def values(self, numbers: Bytes) -> Floats:
-        """The middle of every cell, float32 (vectors, dimensions); what has no range is its only value."""
+        """The middle of every cell, float32 (vectors, dimensions)."""
+        scale, offset = self.line
+        return numbers * scale + offset
+
+    @functools.cached_property
+    def line(self) -> tuple[Floats, Floats]:
+        """Scale and offset, float32 (dimensions,), that make values of cell numbers; what has no range is its only value."""
         flat = self.high <= self.low
-        found: Floats = self.low + (numbers + np.float32(0.5)) * self.cells
-        return np.where(flat, self.low, found).astype(np.float32)
+        scale, offset = np.where(flat, 0, self.cells), np.where(flat, self.low, self.low + self.cells / 2)
+        return scale.astype(np.float32), offset.astype(np.float32)
 
 
 def packed_bytes(level: str, dimensions: int) -> int:

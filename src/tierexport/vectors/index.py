@@ -29,12 +29,12 @@ class Index:
         Queries are taken as they are (asymmetric), or through the codec as the documents were.
         """
         ours = self._directions(queries, quantized)
-        start = 0
-        for values in self._chunks():
-            lengths = self._lengths[start : start + len(values)]
-            found: Floats = ours @ values.T / _divisors(lengths)
-            yield found
-            start += len(values)
+        scale, offset = self.codec.line
+        weights, constant = (ours * scale).T.copy(), (ours @ offset)[:, None]
+        for start in range(0, len(self.codes), CHUNK):
+            numbers = unpack(self.codes[start : start + CHUNK], self.codec.level, self.codec.dimensions)
+            found = (numbers.astype(np.float32) @ weights).T + constant  # so nothing is decoded, and BLAS does the work
+            yield found / _divisors(self._lengths[start : start + len(numbers)])
 
     def search(self, queries: Floats, count: int, quantized: bool = False) -> tuple[Floats, Indices]:
         """The `count` best documents of each query, best first: cosines and rows, both (queries, count)."""
