@@ -43,6 +43,8 @@ def test_an_artifact_folder_holds_what_the_design_says(three_tier: Built) -> Non
         "verify.json",
         "README.md",
         "report.html",
+        "modules.json",
+        "config_sentence_transformers.json",
     }
     card = (three_tier.folder / "README.md").read_text()
     for artifact in three_tier.manifest["artifacts"]:

@@ -32,9 +32,9 @@ def artifacts_at(path: Path) -> tuple[tuple[str, Path], ...]:
 
 
 def proven_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of every file that a verification speaks of, and of itself, by its path in the artifact folder."""
+    """SHA-256 of every file that a verification speaks of, by its path in the artifact folder."""
     found: dict[str, str] = {}
-    for each in [artifact["path"] for artifact in manifest["artifacts"]] + [RECIPE, IMATRIX, VERIFICATION, *ENTRANCE]:
+    for each in [artifact["path"] for artifact in manifest["artifacts"]] + [RECIPE, IMATRIX, *ENTRANCE]:
         path = folder / each
         if path.is_dir():
             found |= {f"{each}/{name}": digest for name, digest in folder_digests(path).items()}

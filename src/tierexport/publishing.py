@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tierexport.artifact import CARD, MANIFEST, PAGE, RECIPE, proven_files, read_manifest, read_verification
+from tierexport.artifact import CARD, MANIFEST, PAGE, RECIPE, VERIFICATION, proven_files, read_manifest, read_verification
 from tierexport.card import Place, render_card
 from tierexport.errors import ArtifactError, PublishError
 from tierexport.hubs import Hub, open_hub, same
@@ -89,7 +89,7 @@ def _local_paths(folder: Path) -> Iterator[str]:
 
 def _files(folder: Path, manifest: Mapping[str, Any], found: Verification, hub: Hub, scratch: Path) -> dict[str, Path]:
     """The release by paths in the repository; the card is written anew, for its snippets name the place."""
-    names = [*proven_files(folder, manifest), MANIFEST, PAGE]
+    names = [*proven_files(folder, manifest), MANIFEST, VERIFICATION, PAGE]
     place = Place(hub.model, hub.download)
     (scratch / CARD).write_text(render_card(manifest, found, (folder / RECIPE).read_text("utf-8"), place), "utf-8")
     return {name: folder / name for name in names if (folder / name).is_file()} | {CARD: scratch / CARD}

@@ -6,7 +6,8 @@ each query has to find its own passage among those of the batch.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,13 +104,29 @@ def train(
     held = pairs.passage % HELD_BACK == 0
     run = _Run(pairs.part(np.flatnonzero(~held)), pairs.part(np.flatnonzero(held)), goal, schedule)
     run.resume(state)
-    while run.done < schedule.steps:
-        loss = run.advance(min(schedule.every, schedule.steps - run.done))
-        run.judge()
-        run.keep(state)
-        step(run.done, loss, run.scores[-1])
+    with _one_thread():
+        while run.done < schedule.steps:
+            loss = run.advance(min(schedule.every, schedule.steps - run.done))
+            run.judge()
+            run.keep(state)
+            step(run.done, loss, run.scores[-1])
     head = run.best
     return Trained(head, run.codec_for(head), run.best_step, tuple(run.scores))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, torch uses one thread: so small products gain nothing by more, suffer on a busy machine, and sums then come
+    out the same on any number of cores.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Run:
