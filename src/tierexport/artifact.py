@@ -62,9 +62,9 @@ def read_verification(folder: Path) -> Verification:
     found = _read_object(folder / VERIFICATION)
     try:
         return Verification.from_json(found)
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
-            f"{folder / VERIFICATION} is not what this version of tierexport writes: verify the folder again"
+            f"{folder / VERIFICATION} is not what this version of tierexport writes ({error}): verify the folder again"
         ) from None
 
 
