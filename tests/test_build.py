@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from conftest import RECIPES, ROOT, Built, build, run
+from tierexport.artifact import ENTRANCE
 from tierexport.workdir import building, folder_digests
 
 REPORTS = ("verify.json", "README.md", "report.html")
@@ -43,8 +44,7 @@ def test_an_artifact_folder_holds_what_the_design_says(three_tier: Built) -> Non
         "verify.json",
         "README.md",
         "report.html",
-        "modules.json",
-        "config_sentence_transformers.json",
+        *ENTRANCE,
     }
     card = (three_tier.folder / "README.md").read_text()
     for artifact in three_tier.manifest["artifacts"]:
@@ -109,7 +109,7 @@ def test_a_rebuild_leaves_nothing_of_another_recipe_and_touches_no_old_file(tiny
     assert folder_digests(kept) == before
     build(tiny_recipe, out, "--set", 'formats=["torchao"]')
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    assert names == {"manifest.json", "recipe.toml", "torchao", *REPORTS}
+    assert names == {"manifest.json", "recipe.toml", "torchao", *REPORTS, *ENTRANCE}
 
 
 def test_an_artifact_of_a_local_folder_verifies_again(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
