@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,9 +69,12 @@ def test_sentence_transformers_evaluator_finds_what_verify_finds(three_tier: Bui
     from conftest import run
 
     folder = Path(shutil.copytree(three_tier.folder, tmp_path / "folder"))
-    done = run("verify", folder, "--data", BUILTIN / "retrieval", "--device", "cpu", "--json")
+    binary = Path(shutil.copytree(BUILTIN / "retrieval", tmp_path / "binary"))  # the evaluator knows no grades
+    qrels = binary / "qrels" / "test.tsv"
+    qrels.write_text(re.sub(r"\t2$", "\t1", qrels.read_text("utf-8"), flags=re.M), "utf-8")
+    done = run("verify", folder, "--data", binary, "--device", "cpu", "--json")
     results = {each["format"]: each for each in json.loads(done.stdout)["results"]}
-    judged = read_beir(BUILTIN / "retrieval")
+    judged = read_beir(binary)
     evaluator = InformationRetrievalEvaluator(
         dict(zip(judged.query_ids, judged.queries, strict=True)),
         dict(zip(judged.document_ids, judged.documents, strict=True)),

@@ -47,7 +47,7 @@ class Key:
 REQUIRED = "required"
 
 KEYS: Mapping[str, Key] = {
-    "name": Key("letters, digits, . _ - only, at most 100", REQUIRED, "names the files"),
+    "name": Key("letters, digits, . _ - only, at most 100, for it names files", REQUIRED, "the recipe's name"),
     "description": Key("a text", "empty", "one line, for the model card"),
     "model": Key("a folder, ORG/NAME[@REVISION], pypi:PACKAGE or a name in models/", REQUIRED, "the fp32 model"),
     "formats": Key(f"a list of {' and '.join(FORMATS)}", "both", "what is built"),
