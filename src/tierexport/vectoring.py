@@ -1,6 +1,5 @@
 """Quantizing a model's output: fit a codec, train a head for it, encode texts, and the table that compares them."""
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -120,6 +119,7 @@ def train_head(model: str, pairs: Path, goal: Goal, schedule: Schedule, out: Pat
         raise VectorError(f"{out} exists and is no model that vectors train wrote, so it is not replaced: name another --out")
     encoder = Encoder(model)
     trained = _trained(encoder, _pairs(encoder, pairs), goal, schedule)
+    out.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=".vectors-") as scratch:
         made = Path(scratch) / "model"
         _save_model(encoder.source, trained, made)
@@ -128,7 +128,7 @@ def train_head(model: str, pairs: Path, goal: Goal, schedule: Schedule, out: Pat
             made / "training.json", {**asdict(goal), **asdict(schedule), "best": trained.step, "scores": [*trained.scores]}
         )
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(Path(scratch) / "replaced")
         made.rename(out)
     return trained
 
