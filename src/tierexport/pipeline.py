@@ -21,7 +21,7 @@ from tierexport.artifact import (
     artifacts_at,
     proven_files,
     read_manifest,
-)  # fmt: skip
+)
 from tierexport.calibrate import measure_importance, texts_digest
 from tierexport.card import POOLED, render_card
 from tierexport.comparison import Compared, compare
