@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,17 @@ from safetensors.numpy import load_file
 
 from conftest import RECIPES, run
 from tierexport.datasets import BUILTIN
+from tierexport.encode import open_model
 from tierexport.errors import VectorError
 from tierexport.libraries import import_sentence_transformers
 from tierexport.metrics import normalized
+from tierexport.source import open_source
 from tierexport.vectors.codecs import TOP
 from tierexport.vectors.storage import read_codec
-from tierexport.vectors.training import Goal, Pairs, Schedule, applied, train
+from tierexport.vectors.trainees import Head, Network, applied
+from tierexport.vectors.training import Goal, Pairs, Schedule, Trained, train
 
-SHORT = Schedule(steps=60, every=20, batch=64)
+SHORT = Schedule(steps=60, every=20, batch=64, contrast=0.5)
 
 
 def pairs(count: int = 600, dimensions: int = 32) -> Pairs:
@@ -29,12 +33,17 @@ def pairs(count: int = 600, dimensions: int = 32) -> Pairs:
     return Pairs(asked, found, np.arange(count))
 
 
+def train_head(
+    some: Pairs, goal: Goal, schedule: Schedule, state: Path, step: Callable[..., None] = lambda *_: None
+) -> Trained:
+    return train(Head(some), some, goal, schedule, state, step)
+
+
 @pytest.mark.parametrize("level", TOP)
 @pytest.mark.parametrize("quantized", [True, False])
 def test_training_helps_and_never_hurts_on_what_it_is_judged_by(level: str, quantized: bool, tmp_path: Path) -> None:
-    trained = train(
-        pairs(), Goal(level, "rolling", quantized), Schedule(steps=300, every=50, batch=128, rate=3e-3), tmp_path / "s"
-    )
+    schedule = Schedule(steps=300, every=50, batch=128, rate=3e-3, contrast=1.0)
+    trained = train_head(pairs(), Goal(level, "rolling", quantized), schedule, tmp_path / "s")
     assert len(trained.scores) == 7
     assert trained.scores[trained.step // 50] == max(trained.scores)
     if level == "binary":
@@ -43,7 +52,7 @@ def test_training_helps_and_never_hurts_on_what_it_is_judged_by(level: str, quan
 
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_run_that_was_killed_ends_in_the_same_weights(cut: int, tmp_path: Path) -> None:
-    whole = train(pairs(), Goal("binary"), SHORT, tmp_path / "whole")
+    whole = train_head(pairs(), Goal("binary"), SHORT, tmp_path / "whole")
 
     class KilledError(Exception):
         pass
@@ -56,33 +65,60 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(cut: int, tmp_path: Path
             raise KilledError
 
     with pytest.raises(KilledError):
-        train(pairs(), Goal("binary"), SHORT, tmp_path / "cut", kill)
-    resumed = train(pairs(), Goal("binary"), SHORT, tmp_path / "cut", kill)
+        train_head(pairs(), Goal("binary"), SHORT, tmp_path / "cut", kill)
+    resumed = train_head(pairs(), Goal("binary"), SHORT, tmp_path / "cut", kill)
     assert seen[cut:] == [20 * step for step in range(cut + 1, 4)]
-    assert np.array_equal(resumed.head, whole.head)
+    assert np.array_equal(resumed.weights["head"], whole.weights["head"])
     assert resumed.scores == whole.scores
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_model_s_run_that_was_killed_ends_in_the_same_weights(lora: bool, tiny_model: Path, tmp_path: Path) -> None:
+    passages = [json.loads(line)["text"] for line in (BUILTIN / "calibration.jsonl").read_text("utf-8").splitlines()][:120]
+    texts = {"query": [text[:40] for text in passages], "passage": passages}
+    schedule = Schedule(steps=9, every=3, batch=16, rate=1e-3, contrast=0.5)
+
+    def trained(state: str, step: Callable[..., None] = lambda *_: None) -> Trained:
+        network = Network(open_model(open_source(str(tiny_model))), texts, {"query": "", "passage": ""}, lora, 0)
+        return train(network, pairs(120), Goal("int4"), schedule, tmp_path / state, step)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(done: int, *_: float) -> None:
+        if done == 6:
+            raise KilledError
+
+    whole = trained("whole")
+    with pytest.raises(KilledError):
+        trained("cut", kill)
+    resumed = trained("cut")
+    assert resumed.scores == whole.scores
+    assert all(np.array_equal(resumed.weights[name], each) for name, each in whole.weights.items())
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert all("lora" in name for name in whole.weights) == lora
+
+
 def test_another_run_s_state_is_not_taken_up(tmp_path: Path) -> None:
-    train(pairs(), Goal("binary"), SHORT, tmp_path / "state")
+    train_head(pairs(), Goal("binary"), SHORT, tmp_path / "state")
     seen: list[int] = []
-    train(pairs(), Goal("int4"), SHORT, tmp_path / "state", lambda done, *_: seen.append(done))
+    train_head(pairs(), Goal("int4"), SHORT, tmp_path / "state", lambda done, *_: seen.append(done))
     assert seen == [20, 40, 60]
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
     heads = []
     for seed, name in ((1, "a"), (1, "b"), (2, "c")):
-        train(pairs(), Goal("binary"), Schedule(steps=20, every=20, batch=64, seed=seed), tmp_path / name)
-        heads.append(load_file(tmp_path / name)["head"])
+        train_head(pairs(), Goal("binary"), Schedule(steps=20, every=20, batch=64, seed=seed), tmp_path / name)
+        heads.append(load_file(tmp_path / name)["now.head"])
     assert np.array_equal(heads[0], heads[1])
     assert not np.array_equal(heads[0], heads[2])
 
 
 def test_too_few_pairs(tmp_path: Path) -> None:
     with pytest.raises(VectorError, match="100 at least"):
-        train(pairs(50), Goal("binary"), SHORT, tmp_path / "state")
+        train_head(pairs(50), Goal("binary"), SHORT, tmp_path / "state")
 
 
 # --- the commands
@@ -135,13 +171,14 @@ def test_a_trained_model_is_a_model(tiny_model: Path, some_pairs: Path, tmp_path
 
 
 def test_the_head_in_the_model_is_the_head_that_was_trained(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
-    from tierexport.vectoring import train_head
+    from tierexport.vectoring import train_model
 
     out = tmp_path / "trained"
-    trained = train_head(str(tiny_model), some_pairs, Goal("int8"), Schedule(steps=20, every=20), out)
+    schedule = Schedule(steps=20, every=20, contrast=1.0)
+    trained = train_model(str(tiny_model), some_pairs, "head", Goal("int8"), schedule, out)
     st = import_sentence_transformers()
     plain, ours = (st.SentenceTransformer(str(each), device="cpu").encode(["some words"]) for each in (tiny_model, out))
-    assert np.allclose(applied(trained.head, plain), ours, atol=1e-5)
+    assert np.allclose(applied(trained.weights["head"], plain), ours, atol=1e-5)
 
 
 def test_the_table_of_nine(tiny_model: Path, some_pairs: Path) -> None:

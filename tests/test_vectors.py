@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tierexport.errors import VectorError
-from tierexport.records import Floats
+from tierexport.records import SCALINGS, Floats
 from tierexport.vectors.codecs import TOP, Codec, pack, packed_bytes, unpack
 from tierexport.vectors.index import Index, Indices
-from tierexport.vectors.scaling import SCALINGS, fit, random_rotation
+from tierexport.vectors.scaling import fit, random_rotation
 from tierexport.vectors.storage import read_codec, to_faiss, write_codec
 
 LEVELS = tuple(TOP)

@@ -12,6 +12,9 @@ from tierexport.workdir import file_digest, folder_digests
 MANIFEST, VERIFICATION, RECIPE, CARD, PAGE, IMATRIX = (
     "manifest.json", "verify.json", "recipe.toml", "README.md", "report.html", "imatrix.gguf",
 )  # fmt: skip
+CODEC = "codec.safetensors"
+"""How vectors are stored, beside a model that was trained for it or an artifact that was verified with it."""
+
 ENTRANCE = ("modules.json", "config_sentence_transformers.json")
 """What makes `SentenceTransformer(FOLDER)` open the torchao folder inside an artifact folder."""
 
@@ -34,7 +37,7 @@ def artifacts_at(path: Path) -> tuple[tuple[str, Path], ...]:
 def proven_files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of every file that a verification speaks of, by its path in the artifact folder."""
     found: dict[str, str] = {}
-    for each in [artifact["path"] for artifact in manifest["artifacts"]] + [RECIPE, IMATRIX, *ENTRANCE]:
+    for each in [artifact["path"] for artifact in manifest["artifacts"]] + [RECIPE, IMATRIX, CODEC, *ENTRANCE]:
         path = folder / each
         if path.is_dir():
             found |= {f"{each}/{name}": digest for name, digest in folder_digests(path).items()}

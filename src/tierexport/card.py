@@ -37,7 +37,7 @@ def render_card(manifest: Mapping[str, Any], found: Verification, document: str,
     paths = {artifact["format"]: artifact["path"] for artifact in artifacts}
     origin = model["base_model"] or model["spec"]
     body = _template().render(
-        **{key: manifest[key] for key in ("model", "recipe", "artifacts", "tools")},
+        **{key: manifest[key] for key in ("model", "recipe", "artifacts", "vectors", "tools")},
         found=found,
         origin=f"`{origin}`" + (f" (licence {model['licence']})" if model["licence"] else ""),
         rounding=[line for artifact in artifacts for line in _rounding_lines(artifact)],
@@ -98,7 +98,7 @@ def _results(verdict: Verdict) -> Iterator[Any]:
             dataset_type=dataset,
             dataset_name=dataset.rpartition("/")[2],
             metric_type=metric,
-            metric_name=f"{name} ({verdict.format}, {verdict.device})",
+            metric_name=f"{name} ({verdict.label}, {verdict.device})",
             metric_value=value,
         )
 

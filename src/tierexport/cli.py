@@ -100,8 +100,11 @@ def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], as_json: b
 @click.option("--data", multiple=True, metavar="SET", help="A BEIR folder or a hub's ORG/NAME; may be given several times.")
 @click.option("--sts", metavar="FILE", help="Sentence pairs: score, sentence, sentence with tabs between.")
 @click.option("--device", default="cpu,cuda", show_default=True, help="Where to run the artifacts.")
+@click.option("--codec", type=click.Path(path_type=Path), help="Judge vectors as this codec stores them, too.")
 @json_option
-def verify(target: Path, model: str | None, data: tuple[str, ...], sts: str | None, device: str, as_json: bool) -> None:
+def verify(
+    target: Path, model: str | None, data: tuple[str, ...], sts: str | None, device: str, codec: Path | None, as_json: bool
+) -> None:
     """Compare the artifacts at TARGET with the fp32 model: fidelity, retrieval, gates."""
     from tierexport import pipeline
     from tierexport.records import VerifySettings
@@ -110,7 +113,7 @@ def verify(target: Path, model: str | None, data: tuple[str, ...], sts: str | No
     devices = device.split(",")
     if unknown := set(devices) - set(pipeline.DEVICES):
         raise click.BadParameter(f"{sorted(unknown)[0]!r} is not among {', '.join(pipeline.DEVICES)}", param_hint="--device")
-    found = pipeline.verify_again(target, model, VerifySettings(data, sts), devices)
+    found = pipeline.verify_again(target, model, VerifySettings(data, sts), devices, codec)
     if as_json:
         print_json(found.as_json())
     else:

@@ -20,8 +20,15 @@ level_option = click.option("--level", required=True, type=click.Choice(LEVELS),
 scaling_option = click.option(
     "--scaling", default=SCALINGS[0], show_default=True, type=click.Choice(SCALINGS), help="How bounds are chosen."
 )
+asymmetric_option = click.option("--asymmetric", is_flag=True, help="Documents are quantized, queries not.")
 pairs_option = click.option(
     "--pairs", required=True, type=click.Path(path_type=Path), help='A .jsonl of "query" and "positive".'
+)
+what_option = click.option(
+    "--what", default="head", show_default=True, type=click.Choice(("head", "lora", "model")), help="What is trained."
+)
+contrast_option = click.option(
+    "--contrast", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="The contrastive loss's share."
 )
 steps_option = click.option("--steps", default=10_000, show_default=True, type=click.IntRange(1), help="Steps to train.")
 every_option = click.option("--every", default=500, show_default=True, type=click.IntRange(1), help="Between checkpoints.")
@@ -32,7 +39,7 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Seed of
     name="fit",
     epilog=examples(
         "vectors fit all-MiniLM-L6-v2 --level int8",
-        "vectors fit ORG/NAME --level binary --rotate --out binary.safetensors",
+        "vectors fit ORG/NAME --level binary --widen 2 --out binary.safetensors",
     ),
 )
 @model_argument
@@ -42,16 +49,17 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Seed of
 @click.option("--count", default=400, show_default=True, type=click.IntRange(1), help="How many texts.")
 @click.option("--per-vector", is_flag=True, help="Ranges as multiples of each vector's own size.")
 @click.option("--rotate", is_flag=True, help="A random rotation before everything else.")
+@click.option("--widen", default=1, show_default=True, type=click.IntRange(1), help="So many times as many dimensions.")
+@asymmetric_option
 @click.option("--out", type=click.Path(path_type=Path), default="codec.safetensors", show_default=True, help="Codec to write.")
 @json_option
-def fit_vectors(
-    model: str, level: str, scaling: str, texts: str, count: int, per_vector: bool, rotate: bool, out: Path, as_json: bool
-) -> None:
+def fit_vectors(model: str, texts: str, count: int, out: Path, as_json: bool, **settings: Any) -> None:
     """Choose the bounds of a codec for MODEL's vectors."""
     from tierexport import vectoring
+    from tierexport.records import VectorSettings
 
-    codec = vectoring.fit_codec(model, level, scaling, texts, count, per_vector, rotate, out)
-    _say_written(as_json, out, level=codec.level, dimensions=codec.dimensions, bytes=codec.bytes)
+    codec = vectoring.fit_codec(model, VectorSettings(**settings), texts, count, out)
+    _say_written(as_json, out, **codec.as_json())
 
 
 @vectors.command(
@@ -79,38 +87,31 @@ def encode_vectors(model: str, texts: str, codec: Path, queries: bool, out: Path
     name="train",
     epilog=examples(
         "vectors train all-MiniLM-L6-v2 --pairs pairs.jsonl --level binary --out binary_model",
-        "vectors train ORG/NAME --pairs pairs.jsonl --level int4 --asymmetric --out int4_model",
+        "vectors train ORG/NAME --pairs pairs.jsonl --level int4 --asymmetric --what lora --out int4_model",
     ),
 )
 @model_argument
 @pairs_option
 @level_option
 @scaling_option
-@click.option("--asymmetric", is_flag=True, help="Queries are not quantized.")
+@asymmetric_option
+@what_option
+@contrast_option
 @steps_option
 @every_option
 @seed_option
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Model folder to make.")
 @json_option
 def train_vectors(
-    model: str,
-    pairs: Path,
-    level: str,
-    scaling: str,
-    asymmetric: bool,
-    steps: int,
-    every: int,
-    seed: int,
-    out: Path,
-    as_json: bool,
+    model: str, pairs: Path, level: str, scaling: str, asymmetric: bool, what: str, out: Path, as_json: bool, **schedule: Any
 ) -> None:
-    """Train a linear head on MODEL's vectors for a level; the result is a model folder with its codec."""
+    """Train MODEL, a head or a LoRA adapter for vectors of a level; makes a model folder with its codec."""
     from tierexport import vectoring
-    from tierexport.vectors.training import Goal, Schedule
+    from tierexport.vectors.trainees import schedule_for
+    from tierexport.vectors.training import Goal
 
-    trained = vectoring.train_head(
-        model, pairs, Goal(level, scaling, not asymmetric), Schedule(steps=steps, every=every, seed=seed), out
-    )
+    goal = Goal(level, scaling, not asymmetric)
+    trained = vectoring.train_model(model, pairs, what, goal, schedule_for(what, **schedule), out)
     _say_written(as_json, out, level=level, best_step=trained.step, scores=list(trained.scores))
 
 
@@ -124,17 +125,19 @@ def train_vectors(
 @model_argument
 @pairs_option
 @click.option("--data", multiple=True, required=True, metavar="SET", help="A BEIR folder or a hub's ORG/NAME; several times.")
+@what_option
+@contrast_option
 @steps_option
 @every_option
 @seed_option
 @json_option
-def evaluate_vectors(model: str, pairs: Path, data: tuple[str, ...], steps: int, every: int, seed: int, as_json: bool) -> None:
+def evaluate_vectors(model: str, pairs: Path, data: tuple[str, ...], what: str, as_json: bool, **schedule: Any) -> None:
     """Compare nine ways to quantize MODEL's vectors on retrieval sets: untrained, trained, and against fp32."""
-    from tierexport import vectoring
+    from tierexport import conditions
     from tierexport.report import tables
-    from tierexport.vectors.training import Schedule
+    from tierexport.vectors.trainees import schedule_for
 
-    rows = vectoring.evaluate(model, data, pairs, Schedule(steps=steps, every=every, seed=seed))
+    rows = conditions.evaluate(model, data, pairs, what, schedule_for(what, **schedule))
     if as_json:
         print_json({"rows": [row.as_json() for row in rows]})
     else:

@@ -5,7 +5,18 @@ import os
 import warnings
 from typing import Any
 
+from tierexport.errors import MachineError
+
 _NOISY = ("torchao", "torch.utils._pytree", "sentence_transformers", "transformers")
+
+
+def import_faiss() -> Any:
+    """faiss, which only searching vectors takes. Raises MachineError where it is not installed."""
+    try:
+        import faiss
+    except ImportError:
+        raise MachineError("searching binary vectors, and faiss's indexes, take faiss: pip install faiss-cpu") from None
+    return faiss
 
 
 def import_sentence_transformers() -> Any:

@@ -12,6 +12,7 @@ import tomli_w
 from tierexport import __version__, archive
 from tierexport.artifact import (
     CARD,
+    CODEC,
     ENTRANCE,
     IMATRIX,
     MANIFEST,
@@ -41,6 +42,9 @@ from tierexport.report.pictures import compare_picture, kind_of
 from tierexport.rounding.distill import STEPS, distill
 from tierexport.rounding.layerwise import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, Rounded, Target, round_layers
 from tierexport.source import check_finite, modules, open_source
+from tierexport.vectoring import Encoder
+from tierexport.vectors.codecs import Codec
+from tierexport.vectors.storage import read_codec, write_codec
 from tierexport.verdicts import Verification
 from tierexport.verify import Judged, Material, read_material, verify
 from tierexport.workdir import Stages, building, file_digest, stage_key, write_json, write_whole
@@ -83,45 +87,56 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         with stage("Checking the weights"):
             check_finite(source)
             check_complete(source)
+        codec = output_codec(made)
         imatrix = importance(made)
         _drop_leftovers(work, made)
         if imatrix.path:
             write_whole(work / IMATRIX, imatrix.path.read_bytes())
+        if codec:
+            write_codec(work / CODEC, codec)
         artifacts = tuple(export(fmt, made, imatrix, work) for fmt in made.formats)
         for artifact in artifacts:
             if artifact.format == "torchao":
                 torchao.write_entrance(artifact.path)
         judged = [Judged(artifact.format, artifact.path) for artifact in artifacts]
-        verification = _verify(judged, source, material, recipe.verify.gates, DEVICES)
+        verification = _verify(judged, source, material, recipe.verify.gates, DEVICES, codec)
         write_whole(work / RECIPE, tomli_w.dumps(_portable(recipe)))
-        manifest = _write_verification(work, describe(made, artifacts, imatrix, work), verification)
+        manifest = _write_verification(work, describe(made, artifacts, imatrix, codec, work), verification)
     return Build(out, manifest, verification)
 
 
 def _drop_leftovers(work: Path, made: Plan) -> None:
     """Remove what an earlier build of another recipe left in the folder that this one starts from."""
-    for name in (IMATRIX, *ENTRANCE):
+    for name in (IMATRIX, CODEC, *ENTRANCE):
         (work / name).unlink(missing_ok=True)
     for name in set(_EXPORT) - {fmt.format for fmt in made.formats}:
         Stages(work).drop(name)
         Stages(work / f".rounding-{name}").clear()
 
 
-def verify_again(target: Path, model: str | None, settings: VerifySettings, devices: Sequence[str]) -> Verification:
+def verify_again(
+    target: Path, model: str | None, settings: VerifySettings, devices: Sequence[str], codec: Path | None = None
+) -> Verification:
     """Verify an artifact folder, or anybody's GGUF or torchao folder, against an fp32 model.
 
-    Of a folder that `build` made, model and gates are known, and its reports are written anew; for
-    others `model` has to be named. Raises InputError or MachineError.
+    Of a folder that `build` made, model, gates and codec are known, and its reports are written anew; for
+    others `model` has to be named, and `codec` may be. Raises InputError or MachineError.
     """
     manifest = read_manifest(target) if (target / MANIFEST).is_file() else None
     if manifest is None and model is None:
         raise ArtifactError(f"{target} was not made by tierexport build: name its fp32 model with --model")
+    if manifest and codec:
+        raise ArtifactError(f"{target} was built with vectors of its own: name another codec in its recipe, under [vectors]")
+    own = target / CODEC if manifest and manifest["vectors"] else codec
+    stored = read_codec(own)[0] if own else None
     source = open_source(model or str(manifest["model"]["spec"] if manifest else ""), target.parent)
     if manifest and source.digest != manifest["model"]["digest"]:
         raise ArtifactError(f"{target} was made from another model than {source.spec}: their digests differ")
     material = read_material(settings, Path())
     judged = [Judged(*each) for each in artifacts_at(target)]
-    verification = _verify(judged, source, material, settings.gates or _gates(target), devices)
+    if stored:
+        Encoder(source).check(stored)
+    verification = _verify(judged, source, material, settings.gates or _gates(target), devices, stored)
     if manifest:
         _write_verification(target, manifest, verification)
     return verification
@@ -136,10 +151,11 @@ def compare_folders(folders: Sequence[Path], picture: Path) -> tuple[Compared, .
 
 
 def _verify(
-    judged: Sequence[Judged], source: Source, material: Material, gates: Sequence[Gate], devices: Sequence[str]
-) -> Verification:
+    judged: Sequence[Judged], source: Source, material: Material, gates: Sequence[Gate], devices: Sequence[str],
+    codec: Codec | None,
+) -> Verification:  # fmt: skip
     with stage("Verifying") as running:
-        return verify(judged, source, material, gates, devices, running.say)
+        return verify(judged, source, material, gates, devices, codec, running.say)
 
 
 def _write_verification(folder: Path, manifest: dict[str, Any], verification: Verification) -> dict[str, Any]:
@@ -163,7 +179,23 @@ def _portable(recipe: Recipe) -> dict[str, Any]:
     document = dict(recipe.document)
     if (recipe.folder / recipe.model).is_dir():
         document["model"] = str((recipe.folder / recipe.model).resolve())
+    if recipe.vectors and recipe.vectors.codec:
+        document["vectors"] = {"codec": CODEC}  # which lies beside the recipe
     return document
+
+
+def output_codec(made: Plan) -> Codec | None:
+    """How a recipe wants vectors stored: by a codec fitted on the calibration texts, one in a file, or the model's own."""
+    recipe, source = made.recipe, made.source
+    settings, own = recipe.vectors, source.path / CODEC
+    if settings is None and not own.is_file():
+        return None
+    encoder = Encoder(source)
+    if settings and not settings.codec:
+        return encoder.fit(settings, [text.text for text in _texts(recipe)])
+    codec, _ = read_codec(recipe.folder / Path(settings.codec).expanduser() if settings and settings.codec else own)
+    encoder.check(codec)
+    return codec
 
 
 def importance(made: Plan) -> Imatrix:
@@ -294,7 +326,7 @@ def tools() -> dict[str, str]:
     return {"tierexport": __version__, **{name: version(name) for name in packages}, "llama.cpp": str(archive.pin())}
 
 
-def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, folder: Path) -> dict[str, Any]:
+def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, codec: Codec | None, folder: Path) -> dict[str, Any]:
     """The manifest: what was made of what, tensor by tensor, with the bytes that are on the disk."""
     source, recipe = made.source, made.recipe
     return {
@@ -319,6 +351,7 @@ def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, folder
             "calibration": {"dataset": imatrix.dataset, "texts": imatrix.chunks} if imatrix.path else None,
             "rounding_texts": texts_digest(_texts(recipe), recipe.calibration.texts) if any(map(_feeds_back, made)) else None,
         },
+        "vectors": codec and {"path": CODEC, "stored": codec.name, **codec.as_json()},
         "tools": tools(),
         "artifacts": [_describe_artifact(artifact, folder) for artifact in artifacts],
     }

@@ -12,13 +12,17 @@ from tierexport.beir import split_off
 from tierexport.errors import RecipeError
 from tierexport.records import (
     FIDELITY_GATES,
+    LEVELS,
     RETRIEVAL_GATES,
+    SCALINGS,
+    STORED,
     CalibrationSettings,
     Gate,
     Recipe,
     Rule,
     Tier,
     TorchaoSettings,
+    VectorSettings,
     VerifySettings,
 )
 from tierexport.roles import GROUPS, ROLES, expand
@@ -76,6 +80,17 @@ KEYS: Mapping[str, Key] = {
     "torchao": Key("a table", "", ""),
     "torchao.layout": Key(" or ".join(LAYOUTS), LAYOUTS[0], "how 4-bit values are stored (see the README)"),
     "torchao.group_size": Key(f"one of {', '.join(map(str, GROUP_SIZES))}", "32", "values per scale at 4 bits"),
+    "vectors": Key("a table", "", ""),
+    "vectors.level": Key(
+        f"one of {', '.join(LEVELS)}", "fp32, or the model's own codec",
+        "how precisely the vectors are stored that come out ([vectors.md](vectors.md)); bounds are fitted on calibration.texts",
+    ),
+    "vectors.codec": Key("a codec that tierexport vectors wrote", "none", "the codec to store them by, instead of a level"),
+    "vectors.scaling": Key(f"one of {', '.join(SCALINGS)}", SCALINGS[0], "how bounds are chosen"),
+    "vectors.per_vector": Key("true or false", "false", "ranges as multiples of each vector's own size"),
+    "vectors.rotate": Key("true or false", "false", "a random rotation before everything else"),
+    "vectors.widen": Key("a number, at least 1", "1", "so many times as many dimensions, by rotated copies of the vector"),
+    "vectors.asymmetric": Key("true or false", "false", "documents are quantized, queries not"),
     "verify": Key("a table", "", ""),
     "verify.data": Key(
         "BEIR folders, or ORG/NAME[@REVISION][:SPLIT] on a hub", "none", "BEIR or NanoBEIR sets to score retrieval on"
@@ -99,7 +114,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(document, _found(path).parent)
 
 
-PATH_KEYS = ("model", "calibration.texts", "calibration.imatrix", "verify.data", "verify.sts")
+PATH_KEYS = ("model", "calibration.texts", "calibration.imatrix", "vectors.codec", "verify.data", "verify.sts")
 """Keys whose value may be a path: in a recipe relative to it, in --set relative to the working directory."""
 
 
@@ -233,6 +248,12 @@ def _count(value: Any) -> int:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
 def _one_of(allowed: Sequence[T]) -> Callable[[Any], T]:
     def check(value: Any) -> T:
         if isinstance(value, bool) or value not in allowed:
@@ -290,6 +311,7 @@ def parse_recipe(document: Mapping[str, Any], folder: Path) -> Recipe:
         calibration=_calibration(table.table("calibration")),
         torchao=_torchao(table.table("torchao")),
         verify=_verify(table.table("verify")),
+        vectors=_vectors(table.table("vectors")) if "vectors" in table.value else None,
         folder=folder,
         document=dict(document),
     )
@@ -370,6 +392,21 @@ def _torchao(table: _Table) -> TorchaoSettings:
     )
 
 
+def _vectors(table: _Table) -> VectorSettings:
+    if "codec" in table.value:
+        if more := sorted(set(table.value) - {"codec"}):
+            raise RecipeError(f"{table.at('codec')} names a codec, which has its own {more[0]}: remove {table.at(more[0])}")
+        return VectorSettings(codec=table.take("codec", _text))
+    return VectorSettings(
+        level=table.take("level", _one_of(LEVELS)),
+        scaling=table.get("scaling", _one_of(SCALINGS), SCALINGS[0]),
+        widen=table.get("widen", _count, 1),
+        per_vector=table.get("per_vector", _flag, False),
+        rotate=table.get("rotate", _flag, False),
+        asymmetric=table.get("asymmetric", _flag, False),
+    )
+
+
 def _verify(table: _Table) -> VerifySettings:
     return VerifySettings(
         data=table.get("data", _texts, ()),
@@ -383,6 +420,6 @@ def _gate(text: str) -> Gate:
     if found is None:
         raise RecipeError(f'verify.gates: {text!r} has to be METRIC >= NUMBER or METRIC <= NUMBER, as "cos_mean >= 0.99"')
     known = (*FIDELITY_GATES, *RETRIEVAL_GATES)
-    if found[1] not in known:
+    if found[1].removeprefix(STORED) not in known:
         raise RecipeError(f"verify.gates: {found[1]!r} is not measured{_nearest(found[1], known)}")
     return Gate(found[1], found[2], float(found[3]))

@@ -116,6 +116,28 @@ class TorchaoSettings:
     group_size: int = 32
 
 
+LEVELS = ("int8", "int4", "trinary", "binary")
+"""How precisely a vector's dimension may be stored."""
+
+SCALINGS = ("rolling", "minmax", "clip")
+"""How a codec's bounds may be chosen."""
+
+
+@dataclass(frozen=True)
+class VectorSettings:
+    """How the vectors that artifacts put out are stored: a level, with bounds fitted on the calibration texts, or the codec
+    in a file. `widen` is how many times as many dimensions are stored; `asymmetric` leaves queries as they are.
+    """
+
+    level: str = ""
+    codec: str | None = None
+    scaling: str = "rolling"
+    per_vector: bool = False
+    rotate: bool = False
+    widen: int = 1
+    asymmetric: bool = False
+
+
 FIDELITY_GATES = ("tokens_share", "cos_mean", "cos_p1", "cos_min", "top10_retention", "rank_correlation")
 RETRIEVAL_GATES = {
     "ndcg_at_10": "ndcg_at_10",
@@ -125,6 +147,9 @@ RETRIEVAL_GATES = {
     "ndcg_delta_ci_low": "ci_low",
 }
 """What a gate may be about: a figure of the verdict, or of each of its retrieval sets."""
+
+STORED = "stored_"
+"""Begins a gate that is about the vectors as they are stored, quantized."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +187,7 @@ class Recipe:
     calibration: CalibrationSettings
     torchao: TorchaoSettings
     verify: VerifySettings
+    vectors: VectorSettings | None
     folder: Path
     document: Mapping[str, Any]
 

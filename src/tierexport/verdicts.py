@@ -71,7 +71,8 @@ class Verdict:
     `tokens_equal` is whether every text of the screen has the reference's token ids,
     `tokens_share` the share that has; where they differ, `token_examples` shows some, and
     `same_tokens` is the fidelity on the texts that have them. The speeds are of the artifact and of
-    fp32 on the same device, texts per second, taken in turns in one run.
+    fp32 on the same device, texts per second, taken in turns in one run. `vectors` is None where
+    vectors were judged as they came, or the name of the codec that they were stored by before.
     """
 
     format: str
@@ -88,6 +89,12 @@ class Verdict:
     reference_texts_per_second: float | None = None
     retrieval: tuple[RetrievalVerdict, ...] = ()
     sts: StsVerdict | None = None
+    vectors: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What tables call it: the format, and how vectors were stored."""
+        return f"{self.format}, {self.vectors} vectors" if self.vectors else self.format
 
     @property
     def retrieval_shown(self) -> tuple[RetrievalVerdict, ...]:

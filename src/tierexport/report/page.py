@@ -28,7 +28,9 @@ def render_page(manifest: Mapping[str, Any], found: Verification) -> str:
             found=found,
             texts=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
             maps=[tier_map(artifact) for artifact in manifest["artifacts"]],
-            histograms=[_histogram(verdict, _lowest(found)) for verdict in found.verdicts if verdict.cosines],
+            histograms=[
+                _histogram(verdict, _lowest(found)) for verdict in found.verdicts if verdict.cosines and not verdict.vectors
+            ],
             intervals=[_interval(verdict, each, place) for verdict, each in judged],
             zero=_position(0, place),
             queries=[_differences(verdict, each) for verdict, each in judged],
@@ -59,7 +61,7 @@ def _cell(tensors: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _lowest(found: Verification) -> float:
     """Where the histograms' common axis starts."""
-    return min(0.999, *(min(verdict.cosines, default=1.0) for verdict in found.verdicts))
+    return min(0.999, *(min(verdict.cosines, default=1.0) for verdict in found.verdicts if not verdict.vectors))
 
 
 def _histogram(verdict: Verdict, low: float) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _histogram(verdict: Verdict, low: float) -> dict[str, Any]:
     heights = counts / max(counts.max(), 1) * (HEIGHT - 5)
     step = WIDTH / BINS
     bars = [_bar(index * step, HEIGHT - height, step - 1, height) for index, height in enumerate(heights)]
-    title = f"{verdict.format} on {verdict.device}: cosines to fp32, from {low:.4f} to 1"
+    title = f"{verdict.label} on {verdict.device}: cosines to fp32, from {low:.4f} to 1"
     return {"title": title, "bars": bars}
 
 
@@ -82,7 +84,7 @@ def _differences(verdict: Verdict, judged: RetrievalVerdict) -> dict[str, Any]:
     ]
     lost, won = sum(delta < 0 for delta in changed), sum(delta > 0 for delta in changed)
     title = (
-        f"{judged.dataset}, {verdict.format} on {verdict.device}: of {judged.queries} queries {lost} lost, {won} won, "
+        f"{judged.dataset}, {verdict.label} on {verdict.device}: of {judged.queries} queries {lost} lost, {won} won, "
         f"{judged.queries - lost - won} unchanged; each bar a query"
     )
     return {"title": title, "bars": bars}
@@ -112,6 +114,6 @@ def _position(value: float, scale: tuple[float, float]) -> str:
 def _interval(verdict: Verdict, judged: RetrievalVerdict, scale: tuple[float, float]) -> dict[str, str]:
     scores = f"{judged.ndcg_at_10:.4f}, fp32 {judged.reference_ndcg_at_10:.4f}"
     spread = f"{judged.delta:+.4f} ({judged.ci_low:+.4f} to {judged.ci_high:+.4f}, p {judged.p_value:.2f})"
-    label = f"{judged.dataset}, {verdict.format} on {verdict.device}: {scores}, {spread}"
+    label = f"{judged.dataset}, {verdict.label} on {verdict.device}: {scores}, {spread}"
     ends = {"low": judged.ci_low, "high": judged.ci_high, "mean": judged.delta}
     return {"label": label, **{name: _position(value, scale) for name, value in ends.items()}}

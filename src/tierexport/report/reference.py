@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tierexport.formats import gguf, torchao
 from tierexport.recipe import BITS, KEYS
-from tierexport.records import FIDELITY_GATES, RETRIEVAL_GATES
+from tierexport.records import FIDELITY_GATES, RETRIEVAL_GATES, STORED
 from tierexport.roles import GROUPS, ROLES
 from tierexport.rounding.grids import GGUF_GRIDS
 
@@ -46,6 +46,8 @@ def _roles() -> Iterator[str]:
 def _gates() -> Iterator[str]:
     named = [("the 143 sentences", FIDELITY_GATES), ("every retrieval set", tuple(RETRIEVAL_GATES))]
     yield from _rows(("measured on", "metrics"), [(where, ", ".join(f"`{each}`" for each in gates)) for where, gates in named])
+    yield ""
+    yield f"`{STORED}` before a metric: of the vectors as `[vectors]` stores them."
 
 
 def _types() -> Iterator[str]:

@@ -88,15 +88,15 @@ def _fidelity_table(found: Verification) -> Table:
     for verdict in found.verdicts:
         if verdict.fidelity is None:
             colour = "red" if verdict.status == "failed" else "dim"
-            table.add_row(verdict.format, verdict.device, f"[{colour}]{verdict.status}[/]")
+            table.add_row(verdict.label, verdict.device, f"[{colour}]{verdict.status}[/]")
             continue
         speeds = (verdict.texts_per_second, verdict.reference_texts_per_second)
         table.add_row(
-            verdict.format, verdict.device, f"{verdict.tokens_share:.1%}", *_fidelity_cells(verdict.fidelity),
+            verdict.label, verdict.device, f"{verdict.tokens_share:.1%}", *_fidelity_cells(verdict.fidelity),
             *(f"{each:.0f}" if each else "" for each in speeds),
         )  # fmt: skip
         if verdict.same_tokens:
-            table.add_row(verdict.format, verdict.device, "only these", *_fidelity_cells(verdict.same_tokens))
+            table.add_row(verdict.label, verdict.device, "only these", *_fidelity_cells(verdict.same_tokens))
     return table
 
 
@@ -113,7 +113,7 @@ def _retrieval_table(found: Verification) -> Table:
     for verdict in found.verdicts:
         for each in verdict.retrieval_shown:
             table.add_row(
-                each.dataset, verdict.format, verdict.device, f"{each.tokens_equal:.1%}", f"{each.ndcg_at_10:.4f}",
+                each.dataset, verdict.label, verdict.device, f"{each.tokens_equal:.1%}", f"{each.ndcg_at_10:.4f}",
                 f"{each.reference_ndcg_at_10:.4f}", f"{each.delta:+.4f}", f"{each.ci_low:+.4f} to {each.ci_high:+.4f}",
                 f"{each.p_value:.3f}", f"{each.recall_at_10:.4f}", f"{each.reference_recall_at_10:.4f}",
                 f"{each.mrr_at_10:.4f}",
@@ -127,7 +127,7 @@ def _sts_table(found: Verification) -> Table:
     for verdict in found.verdicts:
         if each := verdict.sts:
             table.add_row(
-                each.dataset, verdict.format, verdict.device, f"{each.spearman:.4f}", f"{each.reference_spearman:.4f}",
+                each.dataset, verdict.label, verdict.device, f"{each.spearman:.4f}", f"{each.reference_spearman:.4f}",
                 f"{each.delta:+.4f}", f"{each.ci_low:+.4f} to {each.ci_high:+.4f}",
             )  # fmt: skip
     return table

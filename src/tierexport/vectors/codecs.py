@@ -10,6 +10,7 @@ coded like any other.
 
 import functools
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ CELLS = {"int8": 255, "int4": 15, "trinary": 3, "binary": 2}
 TOP = {"int8": 255, "int4": 15, "trinary": 2, "binary": 1}
 """The highest number of a cell."""
 
+CHUNK_ROWS = 8192
+"""Vectors that are coded and decoded at a time."""
+
 TRITS = 5
 """Digits to the base of three in a byte: 3^5 = 243."""
 
@@ -38,11 +42,13 @@ _DIGITS = (np.arange(256, dtype=np.uint8)[:, None] // _POWERS % 3).astype(np.uin
 
 @dataclass(frozen=True)
 class Codec:
-    """How vectors of one model are stored: a level, and the range of each dimension, float32 (dimensions,).
+    """How vectors of one model are stored: a level, and the range of each number that is stored, float32 (width,).
 
     Where the range is `per_vector`, `low` and `high` are multiples of each vector's root mean square; that scale is
     not stored, so what comes back has the vector's direction alone, which is all that a cosine needs.
-    `rotation`, float32 (dimensions, dimensions) or None, is orthogonal and comes before everything else.
+    `rotation`, float32 (dimensions, width) or None, comes before everything else; its rows are orthonormal. Where there is
+    none, the width is the number of dimensions.
+    `asymmetric`: documents alone are coded, queries stay as they are.
     """
 
     level: str
@@ -50,6 +56,7 @@ class Codec:
     high: Floats
     per_vector: bool = False
     rotation: Floats | None = None
+    asymmetric: bool = False
     cells: Floats = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,17 +64,44 @@ class Codec:
             raise VectorError(f"{self.level!r} is no level: {', '.join(CELLS)}")
         if self.low.shape != self.high.shape or self.low.ndim != 1 or not np.isfinite(self.low + self.high).all():
             raise VectorError("a codec's bounds have to be finite, and one pair for each dimension")
+        if self.rotation is not None and (self.rotation.ndim != 2 or self.rotation.shape[1] != self.width):
+            raise VectorError(
+                f"a rotation of shape {self.rotation.shape} doesn't make the {self.width} numbers that are stored"
+            )
         width = (self.high - self.low).astype(np.float32) / np.float32(CELLS[self.level])
         object.__setattr__(self, "cells", np.where(width <= 0, np.float32(1), width))
 
     @property
-    def dimensions(self) -> int:
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{self.level} documents" if self.asymmetric else self.level
+
+    @property
+    def width(self) -> int:
+        """Numbers that are stored of each vector."""
         return len(self.low)
+
+    @property
+    def dimensions(self) -> int:
+        """Dimensions of the vectors that are coded."""
+        return self.width if self.rotation is None else self.rotation.shape[0]
 
     @property
     def bytes(self) -> int:
         """Bytes of one vector."""
-        return packed_bytes(self.level, self.dimensions)
+        return packed_bytes(self.level, self.width)
+
+    def as_json(self) -> dict[str, Any]:
+        """What manifests and reports say of it."""
+        return {
+            "level": self.level,
+            "dimensions": self.dimensions,
+            "width": self.width,
+            "bytes": self.bytes,
+            "per_vector": self.per_vector,
+            "rotated": self.rotation is not None,
+            "asymmetric": self.asymmetric,
+        }
 
     def encode(self, vectors: Floats) -> Bytes:
         """Packed codes, uint8 (vectors, bytes). Raises VectorError for NaN or another number of dimensions."""
@@ -75,8 +109,16 @@ class Codec:
 
     def decode(self, codes: Bytes) -> Floats:
         """What codes stand for, float32 (vectors, dimensions), the rotation undone."""
-        values = self.values(unpack(codes, self.level, self.dimensions))
+        values = self.values(unpack(codes, self.level, self.width))
         return values if self.rotation is None else values @ self.rotation.T
+
+    def restored(self, vectors: Floats) -> Floats:
+        """Vectors as they come back from their codes, in memory bounded by what is returned; `vectors` may be a memory map."""
+        found = np.empty((len(vectors), self.dimensions), np.float32)
+        for first in range(0, len(vectors), CHUNK_ROWS):
+            rows = slice(first, first + CHUNK_ROWS)
+            found[rows] = self.decode(self.encode(np.asarray(vectors[rows])))
+        return found
 
     def prepared(self, vectors: Floats) -> Floats:
         """Vectors as cells are counted in: rotated, and of unit root mean square where ranges are per vector."""
@@ -93,7 +135,7 @@ class Codec:
         return (found / np.where(scale > 0, scale, 1)).astype(np.float32)
 
     def numbers(self, vectors: Floats) -> Bytes:
-        """The cell of every value, uint8 (vectors, dimensions)."""
+        """The cell of every value, uint8 (vectors, width)."""
         values = self.prepared(vectors)
         if self.level == "binary":  # a value on the border is 0, as in sentence-transformers
             return (values > (self.low + self.high) / 2).astype(np.uint8)
@@ -101,13 +143,13 @@ class Codec:
         return found
 
     def values(self, numbers: Bytes) -> Floats:
-        """The middle of every cell, float32 (vectors, dimensions)."""
+        """The middle of every cell, float32 (vectors, width)."""
         scale, offset = self.line
         return numbers * scale + offset
 
     @functools.cached_property
     def line(self) -> tuple[Floats, Floats]:
-        """Scale and offset, float32 (dimensions,), that make values of cell numbers; what has no range is its only value."""
+        """Scale and offset, float32 (width,), that make values of cell numbers; what has no range is its only value."""
         flat = self.high <= self.low
         scale, offset = np.where(flat, 0, self.cells), np.where(flat, self.low, self.low + self.cells / 2)
         return scale.astype(np.float32), offset.astype(np.float32)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierexport.errors import VectorError
+from tierexport.libraries import import_faiss
 from tierexport.records import Floats
 from tierexport.vectors.codecs import Bytes, Codec, unpack
 
@@ -32,7 +33,7 @@ class Index:
         scale, offset = self.codec.line
         weights, constant = (ours * scale).T.copy(), (ours @ offset)[:, None]
         for start in range(0, len(self.codes), CHUNK):
-            numbers = unpack(self.codes[start : start + CHUNK], self.codec.level, self.codec.dimensions)
+            numbers = unpack(self.codes[start : start + CHUNK], self.codec.level, self.codec.width)
             found = (numbers.astype(np.float32) @ weights).T + constant  # so nothing is decoded, and BLAS does the work
             yield found / _divisors(self._lengths[start : start + len(numbers)])
 
@@ -56,8 +57,7 @@ class Index:
         With `rescored`, so many times as many are found, and the best of them by cosine with the unquantized query come
         back, with those cosines. Raises VectorError for another level.
         """
-        import faiss
-
+        faiss = import_faiss()
         if self.codec.level != "binary":
             raise VectorError(f"Hamming distances are of binary codes, not of {self.codec.level}")
         count = self._count(count)
@@ -85,7 +85,7 @@ class Index:
         return directions
 
     def _values(self, codes: Bytes) -> Floats:
-        return self.codec.values(unpack(codes, self.codec.level, self.codec.dimensions))
+        return self.codec.values(unpack(codes, self.codec.level, self.codec.width))
 
     def _chunks(self) -> Iterator[Floats]:
         for start in range(0, len(self.codes), CHUNK):

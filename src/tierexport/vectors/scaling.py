@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierexport.errors import VectorError
-from tierexport.records import Floats
+from tierexport.records import SCALINGS, Floats
 from tierexport.vectors.codecs import CELLS, Codec
 
 MOMENTUM = 0.99
@@ -19,8 +19,6 @@ many cells (Max 1960, doi 10.1109/TIT.1960.1057548)."""
 
 TRIED_SPREADS = np.linspace(0.4, 1.6, 25)
 """Multiples of SPREADS among which "clip" takes the best."""
-
-SCALINGS = ("minmax", "rolling", "clip")
 
 
 @dataclass
@@ -71,7 +69,7 @@ def fit(vectors: Floats, level: str, scaling: str, per_vector: bool = False, rot
         raise VectorError(f"{level!r} is no level: {', '.join(CELLS)}")
     if not np.isfinite(vectors).all():
         raise VectorError("vectors to fit a codec on hold NaN or infinity")
-    blank = np.zeros(vectors.shape[1], np.float32)
+    blank = np.zeros(vectors.shape[1] if rotation is None else rotation.shape[1], np.float32)
     prepared = Codec(level, blank, blank, per_vector, rotation).prepared(vectors)
     found = moments(_batches(prepared))
     if per_vector:  # one range for all dimensions, since a vector has one scale
@@ -121,6 +119,18 @@ def _error(codec: Codec, prepared: Floats) -> float:
     """Mean squared error over prepared vectors."""
     plain = Codec(codec.level, codec.low, codec.high)
     return float(np.square(plain.values(plain.numbers(prepared)) - prepared).mean())
+
+
+def widening(dimensions: int, times: int, rotate: bool) -> Floats | None:
+    """What a vector is multiplied with before it is coded, float32 (dimensions, times · dimensions), its rows orthonormal.
+
+    The vector itself, or a random rotation of it, and beside it other rotations: twice as many signs halve what binary loses.
+    None where the vector stays as it is.
+    """
+    bases = [random_rotation(dimensions, seed) for seed in range(times)]
+    if not rotate:
+        bases[0] = np.eye(dimensions, dtype=np.float32)
+    return None if times == 1 and not rotate else np.concatenate(bases, 1) / np.float32(np.sqrt(times))
 
 
 def random_rotation(dimensions: int, seed: int = 0) -> Floats:

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from tierexport.errors import VectorError
+from tierexport.libraries import import_faiss
 from tierexport.vectors.codecs import Bytes, Codec
 from tierexport.workdir import write_whole
 
@@ -20,7 +21,8 @@ def write_codec(path: Path, codec: Codec, codes: Bytes | None = None) -> None:
     arrays: dict[str, Any] = {"low": codec.low, "high": codec.high}
     arrays |= {} if codec.rotation is None else {"rotation": codec.rotation}
     arrays |= {} if codes is None else {"codes": codes}
-    settings = json.dumps({"version": VERSION, "level": codec.level, "per_vector": codec.per_vector})
+    flags = {"per_vector": codec.per_vector, "asymmetric": codec.asymmetric}
+    settings = json.dumps({"version": VERSION, "level": codec.level, **flags})
     write_whole(path, save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, {"tierexport.codec": settings}))
 
 
@@ -32,7 +34,8 @@ def read_codec(path: Path) -> tuple[Codec, Bytes | None]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         if settings["version"] != VERSION:
             raise VectorError(f"{path} is a codec of version {settings['version']!r}, and {VERSION} is read: update tierexport")
-        codec = Codec(settings["level"], arrays["low"], arrays["high"], settings["per_vector"], arrays.get("rotation"))
+        bounds, flags = (arrays["low"], arrays["high"]), (settings["per_vector"], settings["asymmetric"])
+        codec = Codec(settings["level"], *bounds, flags[0], arrays.get("rotation"), flags[1])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise VectorError(f"{path} is no codec that tierexport wrote: {error!r}") from None
     return codec, arrays.get("codes")
@@ -44,8 +47,7 @@ def to_faiss(codec: Codec, codes: Bytes) -> Any:
     A rotation is left to the caller: `codec.prepared` turns queries as the codes were. Raises VectorError for a level that
     faiss lacks, and for odd dimensions at int4, whose last half byte faiss lays out otherwise.
     """
-    import faiss
-
+    faiss = import_faiss()
     if codec.level == "binary":
         bits = faiss.IndexBinaryFlat(8 * codec.bytes)
         bits.add(np.ascontiguousarray(codes))
@@ -53,9 +55,9 @@ def to_faiss(codec: Codec, codes: Bytes) -> Any:
     kinds = {"int8": faiss.ScalarQuantizer.QT_8bit, "int4": faiss.ScalarQuantizer.QT_4bit}
     if codec.level not in kinds:
         raise VectorError(f"faiss has no index of {codec.level} vectors: int8, int4 or binary")
-    if codec.level == "int4" and codec.dimensions % 2:
-        raise VectorError(f"faiss lays int4 vectors of {codec.dimensions} dimensions, an odd number, out otherwise")
-    index: Any = faiss.IndexScalarQuantizer(codec.dimensions, kinds[codec.level], faiss.METRIC_INNER_PRODUCT)
+    if codec.level == "int4" and codec.width % 2:
+        raise VectorError(f"faiss lays int4 vectors of {codec.width} dimensions, an odd number, out otherwise")
+    index: Any = faiss.IndexScalarQuantizer(codec.width, kinds[codec.level], faiss.METRIC_INNER_PRODUCT)
     faiss.copy_array_to_vector(np.concatenate([codec.low, codec.high - codec.low]), index.sq.trained)
     index.is_trained = True
     faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)

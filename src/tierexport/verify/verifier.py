@@ -6,7 +6,7 @@ second artifact of the same model, takes no longer than it has to.
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from tierexport.datasets import read_sts, screen
 from tierexport.encode import VectorStore, encode, open_encoded, open_model, prompt_for
 from tierexport.errors import ArtifactError, DataError, MachineError
 from tierexport.formats import llama
-from tierexport.metrics import cosines
+from tierexport.metrics import cosines, normalized
 from tierexport.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
+from tierexport.vectors.codecs import Codec
 from tierexport.verdicts import Verdict, Verification
 from tierexport.verify import fidelity, gates, llama_worker, readers, retrieval, sts
 from tierexport.verify.devices import why_not
@@ -70,16 +71,21 @@ def read_material(settings: VerifySettings, folder: Path) -> Material:
 
 def verify(
     artifacts: Sequence[Judged], source: Source, material: Material, required: Sequence[Gate], devices: Sequence[str],
-    step: Callable[[str], None] = lambda _: None,
+    codec: Codec | None = None, step: Callable[[str], None] = lambda _: None,
 ) -> Verification:  # fmt: skip
-    """A verdict on every artifact on every device, and on every gate.
+    """A verdict on every artifact on every device, and on every gate; with a codec, another on the vectors as it stores them.
 
     An artifact that can't be opened or dies is "failed" with the reason, and the others are still
     judged. `step` hears what is being encoded. Raises SourceError when the fp32 model can't be run.
     """
     texts = _texts(material)
     reference = Reference(source, step)
-    verdicts = [_verdict(artifact, device, reference, texts, material) for artifact in artifacts for device in devices]
+    verdicts = [
+        verdict
+        for artifact in artifacts
+        for device in devices
+        for verdict in _verdicts(artifact, device, reference, texts, material, codec)
+    ]
     return Verification(f"fp32 {source.name}, sentence-transformers, cpu", tuple(verdicts), gates.judge(required, verdicts))
 
 
@@ -132,10 +138,13 @@ def _discard(_: Encoded) -> None:
     """A stage's maker returns nothing: what it wrote is what counts."""
 
 
-def _verdict(artifact: Judged, device: str, reference: Reference, texts: Texts, material: Material) -> Verdict:
+def _verdicts(
+    artifact: Judged, device: str, reference: Reference, texts: Texts, material: Material, codec: Codec | None
+) -> Iterator[Verdict]:
     reason = why_not(artifact.format, device)
     if reason:
-        return Verdict(artifact.format, device, "not run", reason)
+        yield Verdict(artifact.format, device, "not run", reason)
+        return
     expected = {name: reference.encode(name, *each) for name, each in texts.items()}
     try:
         found = {name: _encode(artifact, device, reference, name, *each) for name, each in texts.items()}
@@ -143,9 +152,21 @@ def _verdict(artifact: Judged, device: str, reference: Reference, texts: Texts, 
             fidelity.check_shape(artifact.path.name, expected[name], found[name])
         speeds = _speeds(artifact, device, reference, texts)
     except (ArtifactError, MachineError) as error:
-        return Verdict(artifact.format, device, "failed", str(error))
+        yield Verdict(artifact.format, device, "failed", str(error))
+        return
     verdict = _judge(artifact, device, expected, found, material, texts[SCREEN][1])
-    return replace(verdict, texts_per_second=speeds[0], reference_texts_per_second=speeds[1])
+    yield replace(verdict, texts_per_second=speeds[0], reference_texts_per_second=speeds[1])
+    if codec:
+        stored = {name: _stored(vectors, codec, texts[name][0]) for name, vectors in found.items()}
+        verdict = _judge(artifact, device, expected, stored, material, texts[SCREEN][1])
+        yield replace(verdict, vectors=codec.name, token_examples=())
+
+
+def _stored(found: Encoded, codec: Codec, kind: str) -> Encoded:
+    """Vectors as they come back from the codec; queries as they are, where it leaves them."""
+    if kind == "query" and codec.asymmetric:
+        return found
+    return replace(found, vectors=codec.restored(normalized(np.asarray(found.vectors)).astype(np.float32)))
 
 
 def _encode(artifact: Judged, device: str, reference: Reference, name: str, kind: str, texts: list[str]) -> Encoded:

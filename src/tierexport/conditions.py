@@ -1,0 +1,146 @@
+"""The nine ways to quantize vectors that a published table compares, on anybody's model and retrieval sets."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tierexport.beir import read_retrieval_set
+from tierexport.records import Floats, RetrievalSet
+from tierexport.source import open_source
+from tierexport.vectoring import Encoder, Training, open_encoder
+from tierexport.vectors.codecs import Codec
+from tierexport.vectors.scaling import fit
+from tierexport.vectors.trainees import applied
+from tierexport.vectors.training import Goal, Schedule
+from tierexport.verify.intervals import mean_interval
+from tierexport.verify.retrieval import Scores, score
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A row of the table: a level, whether a head was trained for it, whether queries are quantized, how bounds are chosen,
+    and the score published for jina-embeddings-v4 on NanoBEIR.
+    """
+
+    name: str
+    published: float
+    goal: Goal | None = None
+    trained: bool = False
+
+
+CONDITIONS = (
+    Condition("fp32", 60.10),
+    Condition("binary, untrained", 58.33, Goal("binary")),
+    Condition("binary documents, untrained", 59.08, Goal("binary", quantized_queries=False)),
+    Condition("binary", 59.22, Goal("binary"), trained=True),
+    Condition("binary documents", 60.81, Goal("binary", quantized_queries=False), trained=True),
+    Condition("trinary", 59.49, Goal("trinary"), trained=True),
+    Condition("int4", 61.73, Goal("int4"), trained=True),
+    Condition("int8, rolling", 61.67, Goal("int8"), trained=True),
+    Condition("int8, minmax", 61.29, Goal("int8", scaling="minmax"), trained=True),
+)
+"""The nine of jina.ai's "Quantization-Aware Training of jina-embeddings-v4", whose scores are quoted."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A condition with what it scored: NDCG@10 by set and on average, the paired difference of all queries to fp32 (each
+    set weighing the same), its interval, and bytes per vector.
+    """
+
+    name: str
+    published: float
+    scores: dict[str, float]
+    average: float
+    delta: float
+    ci_low: float
+    ci_high: float
+    bytes: int
+    best_step: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As `vectors eval --json` prints it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A retrieval set with unit vectors of its queries and documents."""
+
+    data: RetrievalSet
+    queries: Floats
+    documents: Floats
+
+    @staticmethod
+    def of(encoder: Encoder, data: RetrievalSet) -> "Texts":
+        """What a model makes of a set."""
+        queries = encoder.unit(f"{data.name} queries", "query", data.queries)
+        return Texts(data, queries, encoder.unit(data.name, "passage", data.documents))
+
+    def through(self, head: Floats) -> "Texts":
+        """The same after a head."""
+        return Texts(self.data, applied(head, self.queries), applied(head, self.documents))
+
+    def scored(self, codec: Codec | None, quantized_queries: bool) -> Scores:
+        """What it scores where documents, and perhaps queries, are stored by a codec."""
+        if codec is None:
+            return score(self.data, self.queries, self.documents)
+        queries = codec.restored(self.queries) if quantized_queries else self.queries
+        return score(self.data, queries, codec.restored(self.documents))
+
+
+def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: Schedule) -> list[Row]:
+    """All nine conditions on retrieval sets; a head, an adapter or the model is trained on pairs, which must not come from
+    those sets.
+    """
+    encoder = open_encoder(model)
+    sets = [Texts.of(encoder, read_retrieval_set(name, Path())) for name in data]
+    training = Training(encoder, pairs)
+    rows: list[Row] = []
+    reference: list[Scores] = []
+    for condition in CONDITIONS:
+        texts, codec, step = _condition(condition, training, sets, what, schedule)
+        found = [each.scored(codec, condition.goal is not None and condition.goal.quantized_queries) for each in texts]
+        reference = reference or found
+        size = codec.bytes if codec else sets[0].documents[0].nbytes
+        rows.append(_row(condition, found, reference, [each.data.name for each in sets], size, step))
+    return rows
+
+
+def _condition(
+    condition: Condition, training: Training, sets: Sequence[Texts], what: str, schedule: Schedule
+) -> tuple[Sequence[Texts], Codec | None, int | None]:
+    """A condition's vectors, its codec, and the step that training chose."""
+    goal = condition.goal
+    if goal is None:
+        return sets, None, None
+    if not condition.trained:
+        return sets, fit(training.pairs.passages, goal.level, goal.scaling), None
+    if what == "head":
+        trained = training.head(goal, schedule)
+        return [each.through(trained.weights["head"]) for each in sets], trained.codec, trained.step
+    with tempfile.TemporaryDirectory() as scratch:
+        trained = training.model(what, goal, schedule, Path(scratch) / "model")
+        encoder = Encoder(open_source(str(Path(scratch) / "model")))
+        return [Texts.of(encoder, each.data) for each in sets], trained.codec, trained.step
+
+
+def gap(found: Sequence[Scores], reference: Sequence[Scores]) -> tuple[float, float, float]:
+    """NDCG@10 of some vectors less others' over all queries of several sets, each set weighing the same; with its interval."""
+    deltas = [ours.per_query["ndcg_at_10"] - its.per_query["ndcg_at_10"] for ours, its in zip(found, reference, strict=True)]
+    total = sum(map(len, deltas))
+    joined = np.concatenate([each * (total / len(deltas) / len(each)) for each in deltas])
+    return float(joined.mean()), *mean_interval(joined)
+
+
+def _row(
+    condition: Condition, found: Sequence[Scores], reference: Sequence[Scores], names: Sequence[str], size: int,
+    best_step: int | None,
+) -> Row:  # fmt: skip
+    scores = {name: each.mean("ndcg_at_10") for name, each in zip(names, found, strict=True)}
+    average = float(np.mean(list(scores.values())))
+    return Row(condition.name, condition.published, scores, average, *gap(found, reference), size, best_step)
