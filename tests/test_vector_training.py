@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from conftest import RECIPES, run
@@ -15,11 +16,12 @@ from tierexport.encode import open_model
 from tierexport.errors import VectorError
 from tierexport.libraries import import_sentence_transformers
 from tierexport.metrics import normalized
+from tierexport.records import SCALINGS
 from tierexport.source import open_source
 from tierexport.vectors.codecs import TOP
 from tierexport.vectors.storage import read_codec
 from tierexport.vectors.trainees import Head, Network, applied
-from tierexport.vectors.training import Goal, Pairs, Schedule, Trained, train
+from tierexport.vectors.training import Goal, Pairs, Rows, Schedule, Trained, train
 
 SHORT = Schedule(steps=60, every=20, batch=64, contrast=0.5)
 
@@ -43,15 +45,58 @@ def train_head(
 @pytest.mark.parametrize("quantized", [True, False])
 def test_training_helps_and_never_hurts_on_what_it_is_judged_by(level: str, quantized: bool, tmp_path: Path) -> None:
     schedule = Schedule(steps=300, every=50, batch=128, rate=3e-3, contrast=1.0)
-    trained = train_head(pairs(), Goal(level, "rolling", quantized), schedule, tmp_path / "s")
+    some = pairs()
+    trained = train_head(some, Goal(level, "rolling", quantized), schedule, tmp_path / "s")
     assert len(trained.scores) == 7
-    assert trained.scores[trained.step // 50] == max(trained.scores)
+    held = some.passage % 10 == 0
+    queries, passages = (applied(trained.weights["head"], each[held]) for each in (some.queries, some.passages))
+    scores = (trained.codec.restored(queries) if quantized else queries) @ normalized(trained.codec.restored(passages)).T
+    rank = (scores > np.diagonal(scores)[:, None]).sum(1)
+    again = np.where(rank < 10, 1 / np.log2(2 + rank), 0).mean()
+    assert again == pytest.approx(trained.scores[trained.step // 50], abs=0.02)  # its codec was fitted on more vectors
+    assert trained.scores[trained.step // 50] == max(trained.scores) >= trained.scores[0]
     if level == "binary":
         assert max(trained.scores) > trained.scores[0] + 0.02
 
 
+def test_vectors_that_are_all_the_same_don_t_win(tmp_path: Path) -> None:
+    class Constant(Head):
+        def embed(self, kind: str, rows: Rows) -> torch.Tensor:
+            return super().embed(kind, rows) * 0 + self.weights["head"][:1]
+
+    some = pairs(300)
+    trained = train(Constant(some), some, Goal("binary"), SHORT, tmp_path / "s")
+    assert max(trained.scores) < 0.3
+
+
+@pytest.mark.parametrize("level", TOP)
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_a_dimension_that_says_nothing(level: str, scaling: str, tmp_path: Path) -> None:
+    some = pairs(200)
+    for vectors in (some.queries, some.passages):
+        vectors[:, 3] = 0
+    trained = train_head(some, Goal(level, scaling), Schedule(steps=20, every=10, batch=32, contrast=0.5), tmp_path / "s")
+    assert np.isfinite(trained.weights["head"]).all()
+    assert np.isfinite(load_file(tmp_path / "s")["now.head"]).all()
+
+
+def test_other_pairs_of_the_same_texts_are_another_run(tmp_path: Path) -> None:
+    some = pairs(300)
+    train_head(some, Goal("binary"), SHORT, tmp_path / "state")
+    seen: list[int] = []
+    other = Pairs(some.queries, some.passages, np.roll(some.passage, 1))
+    train_head(other, Goal("binary"), SHORT, tmp_path / "state", lambda done, *_: seen.append(done))
+    assert seen == [20, 40, 60]
+
+
+def test_a_damaged_state_is_begun_anew(tmp_path: Path) -> None:
+    (tmp_path / "state").write_bytes(b"no safetensors")
+    assert len(train_head(pairs(), Goal("binary"), SHORT, tmp_path / "state").scores) == 4
+
+
 @pytest.mark.parametrize("cut", [1, 2])
-def test_a_run_that_was_killed_ends_in_the_same_weights(cut: int, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_ends_in_the_same_weights(cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tierexport.vectors.training.REFITTED", 15)  # so that bounds are chosen between the checkpoints, too
     whole = train_head(pairs(), Goal("binary"), SHORT, tmp_path / "whole")
 
     class KilledError(Exception):
@@ -143,9 +188,7 @@ def test_a_trained_model_is_a_model(tiny_model: Path, some_pairs: Path, tmp_path
     assert len(json.loads(done.stdout)["scores"]) == 3
     st = import_sentence_transformers()
     texts = ["a sentence", "another one of more words"]
-    plain, trained = (st.SentenceTransformer(str(each), device="cpu").encode(texts) for each in (model, out))
-    head = trained @ np.linalg.pinv(normalized(plain))  # it is linear up to length, so directions agree
-    assert head.shape == (2, 2)
+    trained = st.SentenceTransformer(str(out), device="cpu").encode(texts)
     assert np.allclose(np.linalg.norm(trained, axis=1), 1, atol=1e-5)
     codec, codes = read_codec(out / "codec.safetensors")
     assert (codec.level, codec.bytes, codes) == ("binary", 8, None)
@@ -181,6 +224,31 @@ def test_the_head_in_the_model_is_the_head_that_was_trained(tiny_model: Path, so
     assert np.allclose(applied(trained.weights["head"], plain), ours, atol=1e-5)
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_what_is_saved_is_what_was_trained(lora: bool, tiny_model: Path, tmp_path: Path) -> None:
+    texts = {"query": ["asked"], "passage": ["one text", "another text of a few more words", "a third"]}
+    network = Network(open_model(open_source(str(tiny_model))), texts, {"query": "", "passage": "of: "}, lora, 0)
+    before = network.embed("passage", np.arange(3)).detach().numpy()
+    with torch.no_grad():
+        for each in network.weights.values():
+            each.add_(torch.randn(each.shape, generator=torch.Generator().manual_seed(0)) * 0.05)
+    after = network.embed("passage", np.arange(3)).detach().numpy()
+    network.merged().save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    saved = import_sentence_transformers().SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    found = saved.encode(texts["passage"], prompt="of: ", normalize_embeddings=False)
+    assert np.abs(after - before).max() > 1e-3
+    assert np.allclose(found, after, atol=1e-5)
+    assert not any("lora" in name for name, _ in saved.named_parameters())
+
+
+@pytest.mark.parametrize("what", ["lora", "model"])
+def test_the_table_with_models_trained(what: str, tiny_model: Path, some_pairs: Path) -> None:
+    options = ("--pairs", some_pairs, "--data", BUILTIN / "retrieval", "--steps", "2", "--every", "1", "--what", what)
+    done = run("vectors", "eval", tiny_model, *options, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert [row["best_step"] is None for row in json.loads(done.stdout)["rows"]] == [True] * 3 + [False] * 6
+
+
 def test_the_table_of_nine(tiny_model: Path, some_pairs: Path) -> None:
     options = ("--pairs", some_pairs, "--data", BUILTIN / "retrieval", "--steps", "20", "--every", "10")
     done = run("vectors", "eval", tiny_model, *options, "--json")
@@ -214,6 +282,32 @@ def test_fit_and_what_is_wrong(tiny_model: Path, some_pairs: Path, tmp_path: Pat
     refused = run("vectors", "train", tiny_model, "--pairs", some_pairs, "--level", "int8", "--out", tmp_path / "mine")
     assert refused.exit_code == 2
     assert "is not replaced" in refused.stderr
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps({"query": f"asked {n}", "positive": f"text {n % 9}"}) + "\n" for n in range(200)))
+    refused = run("vectors", "train", tiny_model, "--pairs", few, "--level", "int8", "--out", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "9 passages are too few" in refused.stderr
+    run("vectors", "fit", tiny_model, "--level", "int8", "--out", tmp_path / "mine" / "codec.safetensors")
+    refused = run("vectors", "train", tiny_model, "--pairs", some_pairs, "--level", "int8", "--out", tmp_path / "mine")
+    assert "is not replaced" in refused.stderr  # a codec alone does not make a folder ours
+    assert (tmp_path / "mine" / "codec.safetensors").is_file()
+    assert run("vectors", "eval", tiny_model, "--pairs", few, "--data", "x", "--seed", "-1").exit_code == 2
+    other = run("vectors", "fit", tiny_model, "--level", "binary", "--asymmetric", "--out", tmp_path / "documents")
+    assert other.exit_code == 0, other.stderr
+    texts = (
+        "vectors",
+        "encode",
+        tiny_model,
+        BUILTIN / "screen.txt",
+        "--codec",
+        tmp_path / "documents",
+        "--out",
+        tmp_path / "v",
+    )
+    assert run(*texts, "--out", tmp_path / "w").exit_code == 0
+    asked = run(*texts, "--queries")
+    assert asked.exit_code == 2
+    assert "leaves queries unquantized" in asked.stderr
     wrong = run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", "--codec", tmp_path / "none", "--out", tmp_path / "v")
     assert wrong.exit_code == 2
     assert "is no codec" in wrong.stderr

@@ -13,7 +13,7 @@ from tierexport.errors import VectorError
 from tierexport.records import SCALINGS, Floats
 from tierexport.vectors.codecs import TOP, Codec, pack, packed_bytes, unpack
 from tierexport.vectors.index import Index, Indices
-from tierexport.vectors.scaling import fit, random_rotation
+from tierexport.vectors.scaling import fit, random_rotation, widening
 from tierexport.vectors.storage import read_codec, to_faiss, write_codec
 
 LEVELS = tuple(TOP)
@@ -189,22 +189,42 @@ def test_nothing_to_fit_on(wrong: Floats) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("quantized", [False, True])
-@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("rotation", [None, widening(33, 1, True), widening(33, 2, False), widening(33, 3, True)])
 def test_search_finds_what_decoding_everything_finds(
-    level: str, quantized: bool, rotated: bool, monkeypatch: pytest.MonkeyPatch
+    level: str, quantized: bool, rotation: Floats | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tierexport.vectors import index as module
 
     monkeypatch.setattr(module, "CHUNK", 64)
     vectors, queries = some(300, 33), some(7, 33, seed=1)
-    codec = fit(vectors, level, "clip", rotation=random_rotation(33) if rotated else None)
+    codec = fit(vectors, level, "clip", rotation=rotation)
     codes = codec.encode(vectors)
+    assert codec.dimensions == 33
     scores, rows = Index(codec, codes).search(queries, 10, quantized)
     asked = codec.decode(codec.encode(queries)) if quantized else queries
     back = codec.decode(codes)
     exact = (asked @ back.T) / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(back, axis=1)
     assert np.allclose(scores, -np.sort(-exact, 1)[:, :10], atol=1e-5)
     assert np.allclose(np.take_along_axis(exact, rows, 1), scores, atol=1e-5)
+
+
+def test_twice_as_wide_keeps_more() -> None:
+    vectors, queries = some(2000, 64), some(50, 64, seed=1)
+    best = np.argsort(-(queries @ vectors.T), 1)[:, :10]
+    kept = []
+    for times in (1, 2, 4):
+        codec = fit(vectors, "binary", "rolling", rotation=widening(64, times, False))
+        assert codec.bytes == 8 * times
+        back = codec.restored(vectors)
+        assert back.shape == vectors.shape
+        found = Index(codec, codec.encode(vectors)).search(queries, 10)[1]
+        kept.append(np.mean([len(set(a) & set(b)) for a, b in zip(best, found, strict=True)]))
+    assert kept[0] < kept[1] < kept[2]
+
+
+def test_a_rotation_of_another_width_is_refused() -> None:
+    with pytest.raises(VectorError, match="shape"):
+        Codec("int8", np.zeros(4, np.float32), np.ones(4, np.float32), rotation=np.eye(3, dtype=np.float32))
 
 
 def test_rescoring_brings_binary_nearer_to_the_unquantized() -> None:

@@ -27,7 +27,7 @@ def artifacts_at(path: Path) -> tuple[tuple[str, Path], ...]:
     """
     if (path / MANIFEST).is_file():
         return tuple((each["format"], path / each["path"]) for each in read_manifest(path)["artifacts"])
-    if path.is_dir() and any(path.glob("*.safetensors")):
+    if path.is_dir() and any(each.name != CODEC for each in path.glob("*.safetensors")):
         return (("torchao", path),)
     if path.is_file():
         return (("gguf", path),)

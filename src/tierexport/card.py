@@ -37,7 +37,8 @@ def render_card(manifest: Mapping[str, Any], found: Verification, document: str,
     paths = {artifact["format"]: artifact["path"] for artifact in artifacts}
     origin = model["base_model"] or model["spec"]
     body = _template().render(
-        **{key: manifest[key] for key in ("model", "recipe", "artifacts", "vectors", "tools")},
+        **{key: manifest[key] for key in ("model", "recipe", "artifacts", "tools")},
+        vectors=manifest.get("vectors"),
         found=found,
         origin=f"`{origin}`" + (f" (licence {model['licence']})" if model["licence"] else ""),
         rounding=[line for artifact in artifacts for line in _rounding_lines(artifact)],

@@ -32,7 +32,7 @@ contrast_option = click.option(
 )
 steps_option = click.option("--steps", default=10_000, show_default=True, type=click.IntRange(1), help="Steps to train.")
 every_option = click.option("--every", default=500, show_default=True, type=click.IntRange(1), help="Between checkpoints.")
-seed_option = click.option("--seed", default=0, show_default=True, help="Seed of the order of pairs.")
+seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the order of pairs.")
 
 
 @vectors.command(

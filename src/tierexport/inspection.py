@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from tierexport.artifact import MANIFEST, artifacts_at
+from tierexport.artifact import CODEC, MANIFEST, artifacts_at
 from tierexport.errors import ArtifactError, MachineError
 from tierexport.formats.headers import Header, Omitted, Room, StoredTensor, read_gguf, read_safetensors
 from tierexport.hub import is_hub_id
@@ -237,7 +237,9 @@ def _groups(place: Place) -> list[tuple[str, list[str]]]:
         (name,) = place.files
         return [("safetensors" if name.endswith(".safetensors") else "gguf", [name])]
     found: dict[tuple[str, str], list[str]] = {}
-    weights = sorted(name for name in place.files if name.endswith((".gguf", ".safetensors")))
+    weights = sorted(
+        name for name in place.files if name.endswith((".gguf", ".safetensors")) and PurePosixPath(name).name != CODEC
+    )
     for name in weights:
         if name.endswith(".gguf"):
             found.setdefault(("gguf", re.sub(r"-\d{5}-of-\d{5}\.gguf$", ".gguf", name)), []).append(name)

@@ -126,8 +126,8 @@ def verify_again(
     if manifest is None and model is None:
         raise ArtifactError(f"{target} was not made by tierexport build: name its fp32 model with --model")
     if manifest and codec:
-        raise ArtifactError(f"{target} was built with vectors of its own: name another codec in its recipe, under [vectors]")
-    own = target / CODEC if manifest and manifest["vectors"] else codec
+        raise ArtifactError(f"{target} was built by a recipe: how its vectors are stored belongs there, under [vectors]")
+    own = target / CODEC if manifest and manifest.get("vectors") else codec
     stored = read_codec(own)[0] if own else None
     source = open_source(model or str(manifest["model"]["spec"] if manifest else ""), target.parent)
     if manifest and source.digest != manifest["model"]["digest"]:

@@ -10,7 +10,7 @@ import numpy as np
 from tierexport.artifact import CODEC
 from tierexport.datasets import calibration_texts, read_pairs
 from tierexport.encode import open_model
-from tierexport.errors import VectorError
+from tierexport.errors import MachineError, VectorError
 from tierexport.metrics import normalized
 from tierexport.progress import stage
 from tierexport.records import Floats, Source, VectorSettings
@@ -21,7 +21,10 @@ from tierexport.vectors.storage import read_codec, write_codec
 from tierexport.vectors.trainees import Head, Network
 from tierexport.vectors.training import Goal, Pairs, Schedule, Trained, train
 from tierexport.verify import Reference
-from tierexport.workdir import cache_dir, value_digest, write_json
+from tierexport.workdir import cache_dir, stage_key, write_json, writing
+
+TRAINING = "training.json"
+"""What a model was trained for and how, in its folder."""
 
 
 class Encoder:
@@ -114,11 +117,13 @@ class Training:
             network.merged().save_pretrained(str(folder), create_model_card=False)
         write_codec(folder / CODEC, trained.codec)
         told = {"trained": what, **asdict(goal), **asdict(schedule), "best": trained.step, "scores": [*trained.scores]}
-        write_json(folder / "training.json", told)
+        write_json(folder / TRAINING, told)
         return trained
 
     def _train(self, trainee: Head | Network, what: str, goal: Goal, schedule: Schedule) -> Trained:
-        key = value_digest([self.encoder.source.digest, what, asdict(goal), asdict(schedule)])[:24]
+        import torch
+
+        key = stage_key(self.encoder.source.digest, what, asdict(goal), asdict(schedule))[:24]
         state = cache_dir() / "training" / f"{key}.safetensors"
         with stage(f"Training for {goal.level}") as running:
             running.total(schedule.steps)
@@ -129,7 +134,12 @@ class Training:
                 running.step(done - before[0])
                 before[0] = done
 
-            return train(trainee, self.pairs, goal, schedule, state, hear)
+            try:
+                return train(trainee, self.pairs, goal, schedule, state, hear)
+            except torch.OutOfMemoryError as error:
+                raise MachineError(
+                    "the GPU's memory is too small to train all of this model: --what lora takes less"
+                ) from error
 
 
 def train_model(model: str, pairs: Path, what: str, goal: Goal, schedule: Schedule, out: Path) -> Trained:
@@ -137,16 +147,18 @@ def train_model(model: str, pairs: Path, what: str, goal: Goal, schedule: Schedu
 
     Raises VectorError where `out` is something else.
     """
-    if out.exists() and not (out / CODEC).is_file():
+    if out.exists() and not (out / TRAINING).is_file():
         raise VectorError(f"{out} exists and is no model that vectors train wrote, so it is not replaced: name another --out")
-    training = Training(open_encoder(model), pairs)
-    out.resolve().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=".vectors-") as scratch:
-        made = Path(scratch) / "model"
-        trained = training.model(what, goal, schedule, made)
-        if out.exists():
-            out.rename(Path(scratch) / "replaced")
-        made.rename(out)
+    if out.exists() and Path(model).is_dir() and out.samefile(model):
+        raise VectorError(f"{out} is the model that is trained: name another --out")
+    with writing(out):
+        out.resolve().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=".vectors-") as scratch:
+            made = Path(scratch) / "model"
+            trained = Training(open_encoder(model), pairs).model(what, goal, schedule, made)
+            if out.exists():
+                out.rename(Path(scratch) / "replaced")
+            made.rename(out)
     return trained
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierexport.errors import VectorError
+from tierexport.metrics import normalized
 from tierexport.records import Floats
 
 Bytes = npt.NDArray[np.uint8]
@@ -113,11 +114,14 @@ class Codec:
         return values if self.rotation is None else values @ self.rotation.T
 
     def restored(self, vectors: Floats) -> Floats:
-        """Vectors as they come back from their codes, in memory bounded by what is returned; `vectors` may be a memory map."""
+        """Vectors, first brought to unit length as codecs are fitted on them, as they come back from their codes.
+
+        Memory is bounded by what is returned, float32 (vectors, dimensions); `vectors` may be a memory map.
+        """
         found = np.empty((len(vectors), self.dimensions), np.float32)
         for first in range(0, len(vectors), CHUNK_ROWS):
             rows = slice(first, first + CHUNK_ROWS)
-            found[rows] = self.decode(self.encode(np.asarray(vectors[rows])))
+            found[rows] = self.decode(self.encode(normalized(np.asarray(vectors[rows])).astype(np.float32)))
         return found
 
     def prepared(self, vectors: Floats) -> Floats:

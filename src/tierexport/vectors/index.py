@@ -21,7 +21,7 @@ class Index:
 
     def __init__(self, codec: Codec, codes: Bytes) -> None:
         self.codec, self.codes = codec, codes
-        lengths = [np.linalg.norm(values, axis=1) for values in self._chunks()]
+        lengths = [np.linalg.norm(self._undone(values), axis=1) for values in self._chunks()]
         self._lengths: Floats = np.concatenate(lengths) if lengths else np.zeros(0, np.float32)
 
     def scores(self, queries: Floats, quantized: bool = False) -> Iterator[Floats]:
@@ -79,10 +79,20 @@ class Index:
 
     def _directions(self, queries: Floats, quantized: bool) -> Floats:
         """Queries of unit length, as the codec counts, rotated but not scaled to each vector's own range."""
-        found = self._values(self.codec.encode(queries)) if quantized else self.codec.prepared(queries)
+        found = self._undone(self._values(self.codec.encode(queries))) if quantized else self.codec.prepared(queries)
+        if quantized and self._widened is not None:
+            found = found @ self._widened
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
         directions: Floats = found / _divisors(lengths)
         return directions
+
+    @property
+    def _widened(self) -> Floats | None:
+        """The rotation where it makes more numbers of a vector than it has dimensions, so that lengths change on the way back."""
+        return self.codec.rotation if self.codec.width > self.codec.dimensions else None
+
+    def _undone(self, values: Floats) -> Floats:
+        return values if self._widened is None else values @ self._widened.T
 
     def _values(self, codes: Bytes) -> Floats:
         return self.codec.values(unpack(codes, self.codec.level, self.codec.width))

@@ -107,6 +107,7 @@ def _adapter(model: "SentenceTransformer", seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
+    model.requires_grad_(False)
     settings = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft asks transformers by an old name

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from tierexport.errors import VectorError
 from tierexport.metrics import normalized
 from tierexport.records import Floats
-from tierexport.vectors.codecs import CELLS, TOP, Codec
+from tierexport.vectors.codecs import TOP, Codec
 from tierexport.vectors.scaling import fit
-from tierexport.workdir import value_digest, write_whole
+from tierexport.workdir import stage_key, write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,9 @@ FITTED_ON = 512
 
 HELD_BACK = 10
 """Of so many passages, one is not trained on, nor are its queries: the best weights are chosen on them."""
+
+JUDGED_ON = 2000
+"""Held-back queries that a checkpoint is judged on, so that it costs the same for any number of pairs."""
 
 WARM = 20
 """Steps in which the rate rises; from then on it falls to zero."""
@@ -115,8 +118,8 @@ def train(
     `state` is a file that keeps what a later run needs to go on, in the same steps to the same weights; `step` hears the
     step, the loss and the score of every checkpoint. Raises VectorError for too few pairs.
     """
-    if len(pairs.queries) < 10 * HELD_BACK:
-        raise VectorError(f"{len(pairs.queries)} pairs are too few to train and to judge on: {10 * HELD_BACK} at least")
+    if len(pairs.passages) < 10 * HELD_BACK:
+        raise VectorError(f"{len(pairs.passages)} passages are too few to train and to judge on: {10 * HELD_BACK} at least")
     with _threads(trainee.threads):
         run = _Run(trainee, pairs, goal, schedule)
         run.resume(state)
@@ -150,15 +153,16 @@ class _Run:
 
         self._trainee, self._pairs, self._goal, self._schedule = trainee, pairs, goal, schedule
         held = pairs.passage % HELD_BACK == 0
-        self._rows, self._held = np.flatnonzero(~held), np.flatnonzero(held)
+        self._rows, self._held = np.flatnonzero(~held), _spread(np.flatnonzero(held), JUDGED_ON)
         self.optimizer = torch.optim.Adam(list(trainee.weights.values()), schedule.rate)
         self.done, self.best_step = 0, 0
         self.best: dict[str, Floats] = {}
         self.scores: list[float] = []
         self._codec: Codec | None = None
-        seen = [hashlib.sha256(np.ascontiguousarray(each).tobytes()).hexdigest() for each in (pairs.queries, pairs.passages)]
-        shapes = {name: list(each.shape) for name, each in trainee.weights.items()}
-        self._key = value_digest([asdict(goal), asdict(schedule), shapes, seen])
+        arrays = (pairs.queries, pairs.passages, pairs.passage)
+        seen = [hashlib.sha256(np.ascontiguousarray(each).tobytes()).hexdigest() for each in arrays]
+        shapes = {name: [*each.shape, str(each.device)] for name, each in trainee.weights.items()}
+        self._key = stage_key(asdict(goal), asdict(schedule), shapes, trainee.threads, torch.__version__, seen)
 
     def advance(self, steps: int) -> float:
         """Take some steps; the mean of their losses."""
@@ -213,19 +217,18 @@ class _Run:
         import torch
 
         unit = torch.nn.functional.normalize(vectors)
-        low, high = (torch.from_numpy(each).to(unit.device) for each in (codec.low, codec.high))
-        cells = (high - low) / CELLS[codec.level]
+        arrays = (codec.low, codec.high, codec.cells, *codec.line)
+        low, high, cells, scale, offset = (torch.from_numpy(each).to(unit.device) for each in arrays)
         if codec.level == "binary":
             numbers = (unit > (low + high) / 2).float()
         else:
             numbers = ((unit - low) / cells).floor().clamp(0, TOP[codec.level])
         inside = unit.clamp(low, high)
-        return torch.nn.functional.normalize(inside + (low + (numbers + 0.5) * cells - inside).detach())
+        return torch.nn.functional.normalize(inside + (numbers * scale + offset - inside).detach())
 
     def fitted(self, count: int) -> Codec:
         """Bounds for what the weights make of so many training passages."""
-        numbers = np.unique(self._pairs.passage[self._rows])
-        some = numbers[:: max(len(numbers) // count, 1)]
+        some = _spread(np.unique(self._pairs.passage[self._rows]), count)
         codec = fit(self._unit("passage", some), self._goal.level, self._goal.scaling)
         return replace(codec, asymmetric=not self._goal.quantized_queries)
 
@@ -243,7 +246,8 @@ class _Run:
         queries = self._unit("query", self._held)
         queries = codec.restored(queries) if self._goal.quantized_queries else queries
         scores = normalized(queries) @ normalized(passages).T
-        rank = 1 + (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
+        its = scores[np.arange(len(own)), own][:, None]
+        rank = 1 + (scores > its).sum(1) + ((scores == its).sum(1) - 1) / 2  # of equals, half come first: codes collide
         self.scores.append(float(np.where(rank <= 10, 1 / np.log2(1 + rank), 0).mean()))
         if self.scores[-1] > max(self.scores[:-1], default=-1.0):
             self.best_step = self.done
@@ -270,16 +274,19 @@ class _Run:
         write_whole(path, save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, {"run": json.dumps(told)}))
 
     def resume(self, path: Path) -> None:
-        """Take up what `keep` wrote, if it is of the same run; of another, it is begun anew."""
+        """Take up what `keep` wrote, if it is of the same run; of another, or where it is damaged, it is begun anew."""
         import torch
 
         if not path.is_file():
             return
-        with safe_open(path, framework="pt") as file:
-            told = json.loads((file.metadata() or {}).get("run", "{}"))
-            if told.get("key") != self._key:
-                return
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        try:
+            with safe_open(path, framework="pt") as file:
+                told = json.loads((file.metadata() or {}).get("run", "{}"))
+                if told.get("key") != self._key:
+                    return
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        except (SafetensorError, ValueError):
+            return
         self.done, self.best_step, self.scores = told["done"], told["best_step"], told["scores"]
         self.best = {name: arrays[f"best.{name}"].numpy() for name in self._trainee.weights}
         self.load({name: arrays[f"now.{name}"] for name in self._trainee.weights})
@@ -288,6 +295,11 @@ class _Run:
             if moments:
                 self.optimizer.state[each] = {"step": torch.tensor(float(self.done)), **moments}
         self._codec = Codec(self._goal.level, arrays["low"].numpy(), arrays["high"].numpy())
+
+
+def _spread(rows: Rows, count: int) -> Rows:
+    """At most about so many of them, at even distances."""
+    return rows[:: max(len(rows) // count, 1)]
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -18,7 +18,7 @@ from tierexport.datasets import read_sts, screen
 from tierexport.encode import VectorStore, encode, open_encoded, open_model, prompt_for
 from tierexport.errors import ArtifactError, DataError, MachineError
 from tierexport.formats import llama
-from tierexport.metrics import cosines, normalized
+from tierexport.metrics import cosines
 from tierexport.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
 from tierexport.vectors.codecs import Codec
 from tierexport.verdicts import Verdict, Verification
@@ -166,7 +166,7 @@ def _stored(found: Encoded, codec: Codec, kind: str) -> Encoded:
     """Vectors as they come back from the codec; queries as they are, where it leaves them."""
     if kind == "query" and codec.asymmetric:
         return found
-    return replace(found, vectors=codec.restored(normalized(np.asarray(found.vectors)).astype(np.float32)))
+    return replace(found, vectors=codec.restored(found.vectors))
 
 
 def _encode(artifact: Judged, device: str, reference: Reference, name: str, kind: str, texts: list[str]) -> Encoded:
