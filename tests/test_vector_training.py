@@ -249,6 +249,24 @@ def test_the_table_with_models_trained(what: str, tiny_model: Path, some_pairs: 
     assert [row["best_step"] is None for row in json.loads(done.stdout)["rows"]] == [True] * 3 + [False] * 6
 
 
+def test_a_head_may_be_wider(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
+    options = ("--pairs", some_pairs, "--level", "binary", "--widen", "2", "--steps", "6", "--every", "3", "--contrast", "1")
+    done = run("vectors", "train", tiny_model, *options, "--out", tmp_path / "wide", "--json")
+    assert done.exit_code == 0, done.stderr
+    st, sentences = import_sentence_transformers(), (BUILTIN / "screen.txt").read_text("utf-8").splitlines()
+    models = (st.SentenceTransformer(str(each), device="cpu") for each in (tiny_model, tmp_path / "wide"))
+    plain, wide = (each.encode(sentences) for each in models)
+    assert wide.shape == (143, 128)
+    assert np.abs(plain @ plain.T - wide @ wide.T).max() < 0.05  # six steps away from where no cosine changes
+    codec, _ = read_codec(tmp_path / "wide" / "codec.safetensors")
+    assert (codec.dimensions, codec.bytes) == (128, 16)
+    stock = st.util.quantization.quantize_embeddings(wide, "ubinary")  # so that stock programs have the wider bits, too
+    assert (stock == codec.encode(wide)).mean() > 0.99
+    refused = run("vectors", "train", tiny_model, *options, "--what", "lora", "--out", tmp_path / "lora")
+    assert refused.exit_code == 2
+    assert "takes a head" in refused.stderr
+
+
 def test_the_table_of_nine(tiny_model: Path, some_pairs: Path) -> None:
     options = ("--pairs", some_pairs, "--data", BUILTIN / "retrieval", "--steps", "20", "--every", "10")
     done = run("vectors", "eval", tiny_model, *options, "--json")
@@ -294,18 +312,9 @@ def test_fit_and_what_is_wrong(tiny_model: Path, some_pairs: Path, tmp_path: Pat
     assert run("vectors", "eval", tiny_model, "--pairs", few, "--data", "x", "--seed", "-1").exit_code == 2
     other = run("vectors", "fit", tiny_model, "--level", "binary", "--asymmetric", "--out", tmp_path / "documents")
     assert other.exit_code == 0, other.stderr
-    texts = (
-        "vectors",
-        "encode",
-        tiny_model,
-        BUILTIN / "screen.txt",
-        "--codec",
-        tmp_path / "documents",
-        "--out",
-        tmp_path / "v",
-    )
-    assert run(*texts, "--out", tmp_path / "w").exit_code == 0
-    asked = run(*texts, "--queries")
+    made = ("--codec", tmp_path / "documents", "--out", tmp_path / "v")
+    assert run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", *made).exit_code == 0
+    asked = run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", *made, "--queries")
     assert asked.exit_code == 2
     assert "leaves queries unquantized" in asked.stderr
     wrong = run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", "--codec", tmp_path / "none", "--out", tmp_path / "v")

@@ -21,6 +21,9 @@ scaling_option = click.option(
     "--scaling", default=SCALINGS[0], show_default=True, type=click.Choice(SCALINGS), help="How bounds are chosen."
 )
 asymmetric_option = click.option("--asymmetric", is_flag=True, help="Documents are quantized, queries not.")
+widen_option = click.option(
+    "--widen", default=1, show_default=True, type=click.IntRange(1), help="So many times as many dimensions."
+)
 pairs_option = click.option(
     "--pairs", required=True, type=click.Path(path_type=Path), help='A .jsonl of "query" and "positive".'
 )
@@ -49,7 +52,7 @@ seed_option = click.option("--seed", default=0, show_default=True, type=click.In
 @click.option("--count", default=400, show_default=True, type=click.IntRange(1), help="How many texts.")
 @click.option("--per-vector", is_flag=True, help="Ranges as multiples of each vector's own size.")
 @click.option("--rotate", is_flag=True, help="A random rotation before everything else.")
-@click.option("--widen", default=1, show_default=True, type=click.IntRange(1), help="So many times as many dimensions.")
+@widen_option
 @asymmetric_option
 @click.option("--out", type=click.Path(path_type=Path), default="codec.safetensors", show_default=True, help="Codec to write.")
 @json_option
@@ -95,6 +98,7 @@ def encode_vectors(model: str, texts: str, codec: Path, queries: bool, out: Path
 @level_option
 @scaling_option
 @asymmetric_option
+@widen_option
 @what_option
 @contrast_option
 @steps_option
@@ -103,14 +107,23 @@ def encode_vectors(model: str, texts: str, codec: Path, queries: bool, out: Path
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Model folder to make.")
 @json_option
 def train_vectors(
-    model: str, pairs: Path, level: str, scaling: str, asymmetric: bool, what: str, out: Path, as_json: bool, **schedule: Any
+    model: str,
+    pairs: Path,
+    level: str,
+    scaling: str,
+    asymmetric: bool,
+    widen: int,
+    what: str,
+    out: Path,
+    as_json: bool,
+    **schedule: Any,
 ) -> None:
     """Train MODEL, a head or a LoRA adapter for vectors of a level; makes a model folder with its codec."""
     from tierexport import vectoring
     from tierexport.vectors.trainees import schedule_for
     from tierexport.vectors.training import Goal
 
-    goal = Goal(level, scaling, not asymmetric)
+    goal = Goal(level, scaling, not asymmetric, widen)
     trained = vectoring.train_model(model, pairs, what, goal, schedule_for(what, **schedule), out)
     _say_written(as_json, out, level=level, best_step=trained.step, scores=list(trained.scores))
 
@@ -125,19 +138,22 @@ def train_vectors(
 @model_argument
 @pairs_option
 @click.option("--data", multiple=True, required=True, metavar="SET", help="A BEIR folder or a hub's ORG/NAME; several times.")
+@widen_option
 @what_option
 @contrast_option
 @steps_option
 @every_option
 @seed_option
 @json_option
-def evaluate_vectors(model: str, pairs: Path, data: tuple[str, ...], what: str, as_json: bool, **schedule: Any) -> None:
+def evaluate_vectors(
+    model: str, pairs: Path, data: tuple[str, ...], widen: int, what: str, as_json: bool, **schedule: Any
+) -> None:
     """Compare nine ways to quantize MODEL's vectors on retrieval sets: untrained, trained, and against fp32."""
     from tierexport import conditions
     from tierexport.report import tables
     from tierexport.vectors.trainees import schedule_for
 
-    rows = conditions.evaluate(model, data, pairs, what, schedule_for(what, **schedule))
+    rows = conditions.evaluate(model, data, pairs, what, schedule_for(what, **schedule), widen)
     if as_json:
         print_json({"rows": [row.as_json() for row in rows]})
     else:

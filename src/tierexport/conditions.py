@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,9 @@ class Texts:
         return score(self.data, queries, codec.restored(self.documents))
 
 
-def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: Schedule) -> list[Row]:
+def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: Schedule, widen: int = 1) -> list[Row]:
     """All nine conditions on retrieval sets; a head, an adapter or the model is trained on pairs, which must not come from
-    those sets.
+    those sets. A head may put out `widen` times as many dimensions.
     """
     encoder = open_encoder(model)
     sets = [Texts.of(encoder, read_retrieval_set(name, Path())) for name in data]
@@ -103,16 +103,17 @@ def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: 
     rows: list[Row] = []
     reference: list[Scores] = []
     for condition in CONDITIONS:
-        texts, codec, step = _condition(condition, training, sets, what, schedule)
+        texts, codec, step = _condition(condition, training, sets, what, schedule, widen)
         found = [each.scored(codec, condition.goal is not None and condition.goal.quantized_queries) for each in texts]
         reference = reference or found
         size = codec.bytes if codec else sets[0].documents[0].nbytes
         rows.append(_row(condition, found, reference, [each.data.name for each in sets], size, step))
+    training.forget()
     return rows
 
 
 def _condition(
-    condition: Condition, training: Training, sets: Sequence[Texts], what: str, schedule: Schedule
+    condition: Condition, training: Training, sets: Sequence[Texts], what: str, schedule: Schedule, widen: int
 ) -> tuple[Sequence[Texts], Codec | None, int | None]:
     """A condition's vectors, its codec, and the step that training chose."""
     goal = condition.goal
@@ -120,6 +121,7 @@ def _condition(
         return sets, None, None
     if not condition.trained:
         return sets, fit(training.pairs.passages, goal.level, goal.scaling), None
+    goal = replace(goal, widen=widen)
     if what == "head":
         trained = training.head(goal, schedule)
         return [each.through(trained.weights["head"]) for each in sets], trained.codec, trained.step

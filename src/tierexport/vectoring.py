@@ -100,13 +100,19 @@ class Training:
         vectors = {kind: encoder.unit(f"the pairs: {kind}", kind, texts) for kind, texts in self.texts.items()}
         passage = np.array([numbers[text] for text in passages], np.int64)
         self.pairs = Pairs(vectors["query"], vectors["passage"], passage)
+        self._large: list[Path] = []
 
     def head(self, goal: Goal, schedule: Schedule) -> Trained:
         """A linear head trained for a goal."""
-        return self._train(Head(self.pairs), "head", goal, schedule)
+        return self._train(Head(self.pairs, goal.widen), "head", goal, schedule)
 
     def model(self, what: str, goal: Goal, schedule: Schedule, folder: Path) -> Trained:
-        """The model with its head, adapter or weights trained for a goal, saved to a new folder with its codec."""
+        """The model with its head, adapter or weights trained for a goal, saved to a new folder with its codec.
+
+        Raises VectorError where anything but a head is to be wider.
+        """
+        if what != "head" and goal.widen > 1:
+            raise VectorError(f"--widen {goal.widen} takes a head, which alone puts out more dimensions than the model has")
         if what == "head":
             trained = self.head(goal, schedule)
             _save_with_head(self.encoder.source, trained.weights["head"], folder)
@@ -120,11 +126,18 @@ class Training:
         write_json(folder / TRAINING, told)
         return trained
 
+    def forget(self) -> None:
+        """Remove the states of models whose training has served its purpose; they take several times a model's bytes."""
+        for state in self._large:
+            state.unlink(missing_ok=True)
+
     def _train(self, trainee: Head | Network, what: str, goal: Goal, schedule: Schedule) -> Trained:
         import torch
 
         key = stage_key(self.encoder.source.digest, what, asdict(goal), asdict(schedule))[:24]
         state = cache_dir() / "training" / f"{key}.safetensors"
+        if what != "head":
+            self._large.append(state)
         with stage(f"Training for {goal.level}") as running:
             running.total(schedule.steps)
             before = [0]
@@ -137,9 +150,7 @@ class Training:
             try:
                 return train(trainee, self.pairs, goal, schedule, state, hear)
             except torch.OutOfMemoryError as error:
-                raise MachineError(
-                    "the GPU's memory is too small to train all of this model: --what lora takes less"
-                ) from error
+                raise MachineError("the GPU's memory is too small: --what lora takes less than model, head none") from error
 
 
 def train_model(model: str, pairs: Path, what: str, goal: Goal, schedule: Schedule, out: Path) -> Trained:
@@ -155,10 +166,12 @@ def train_model(model: str, pairs: Path, what: str, goal: Goal, schedule: Schedu
         out.resolve().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=".vectors-") as scratch:
             made = Path(scratch) / "model"
-            trained = Training(open_encoder(model), pairs).model(what, goal, schedule, made)
+            training = Training(open_encoder(model), pairs)
+            trained = training.model(what, goal, schedule, made)
             if out.exists():
                 out.rename(Path(scratch) / "replaced")
             made.rename(out)
+    training.forget()
     return trained
 
 
@@ -174,7 +187,7 @@ def _save_with_head(source: Source, head: Floats, folder: Path) -> None:
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
     model = open_model(source)
-    dense = Dense(len(head), len(head), bias=False, activation_function=torch.nn.Identity())
+    dense = Dense(*head.shape, bias=False, activation_function=torch.nn.Identity())
     dense.linear.weight.data = torch.from_numpy(head.T.copy())
     modules = [module for module in model if not isinstance(module, Normalize)]
     prompts = dict(model.prompts)

@@ -88,7 +88,7 @@ class Index:
 
     @property
     def _widened(self) -> Floats | None:
-        """The rotation where it makes more numbers of a vector than it has dimensions, so that lengths change on the way back."""
+        """The rotation where it makes more numbers of a vector than it has dimensions: lengths then change on the way back."""
         return self.codec.rotation if self.codec.width > self.codec.dimensions else None
 
     def _undone(self, values: Floats) -> Floats:

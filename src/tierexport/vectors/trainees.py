@@ -9,6 +9,7 @@ import numpy as np
 from tierexport.encode import length_sorted
 from tierexport.metrics import normalized
 from tierexport.records import Floats
+from tierexport.vectors.scaling import widening
 from tierexport.vectors.training import Pairs, Rows, Schedule
 
 if TYPE_CHECKING:
@@ -32,17 +33,23 @@ def schedule_for(what: str, steps: int, every: int, contrast: float, seed: int) 
 
 
 class Head:
-    """A linear map after the model, trained on its fp32 vectors; one thread, for products so small gain nothing by more and
-    suffer on a busy machine, and sums then come out the same on any number of cores.
+    """A linear map after the model, trained on its fp32 vectors from where it changes no cosine: the identity, or rotations
+    beside it, where it puts out `widen` times as many dimensions.
+
+    One thread, for products so small gain nothing by more and suffer on a busy machine, and sums then come out the same on
+    any number of cores.
     """
 
     threads = 1
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: Pairs, widen: int = 1) -> None:
         import torch
 
+        dimensions = pairs.queries.shape[1]
+        start = widening(dimensions, widen, False)
+        start = np.eye(dimensions, dtype=np.float32) if start is None else start
         self._vectors = {"query": torch.from_numpy(pairs.queries), "passage": torch.from_numpy(pairs.passages)}
-        self.weights = {"head": torch.nn.Parameter(torch.eye(pairs.queries.shape[1]))}
+        self.weights = {"head": torch.nn.Parameter(torch.from_numpy(start))}
 
     def embed(self, kind: str, rows: Rows) -> "torch.Tensor":
         """See Trainee."""

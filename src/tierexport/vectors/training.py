@@ -49,11 +49,14 @@ WARM = 20
 
 @dataclass(frozen=True)
 class Goal:
-    """What is trained for: the level, how bounds are chosen, and whether queries are quantized, too."""
+    """What is trained for: the level, how bounds are chosen, whether queries are quantized, too, and how many times as many
+    dimensions a head puts out.
+    """
 
     level: str
     scaling: str = "rolling"
     quantized_queries: bool = True
+    widen: int = 1
 
 
 @dataclass(frozen=True)
