@@ -1,14 +1,16 @@
 """Searching packed vectors without decoding all of them at once: cosines with unquantized queries, or Hamming distances."""
 
+import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tierexport.errors import VectorError
-from tierexport.libraries import import_faiss
 from tierexport.records import Floats
 from tierexport.vectors.codecs import Bytes, Codec, unpack
+from tierexport.vectors.storage import to_faiss
 
 CHUNK = 16_384
 """Vectors that are unpacked together."""
@@ -57,13 +59,10 @@ class Index:
         With `rescored`, so many times as many are found, and the best of them by cosine with the unquantized query come
         back, with those cosines. Raises VectorError for another level.
         """
-        faiss = import_faiss()
         if self.codec.level != "binary":
             raise VectorError(f"Hamming distances are of binary codes, not of {self.codec.level}")
         count = self._count(count)
-        index = faiss.IndexBinaryFlat(8 * self.codec.bytes)
-        index.add(np.ascontiguousarray(self.codes))
-        distances, rows = index.search(self.codec.encode(queries), min(count * max(rescored, 1), len(self.codes)))
+        distances, rows = self._bits.search(self.codec.encode(queries), min(count * max(rescored, 1), len(self.codes)))
         if not rescored:
             return distances.astype(np.float32), rows
         ours = self._directions(queries, False)
@@ -85,6 +84,11 @@ class Index:
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
         directions: Floats = found / _divisors(lengths)
         return directions
+
+    @functools.cached_property
+    def _bits(self) -> Any:
+        """The codes as faiss holds them, a copy that is made by the first search."""
+        return to_faiss(self.codec, self.codes)
 
     @property
     def _widened(self) -> Floats | None:
