@@ -172,6 +172,9 @@ def test_a_trained_model_is_built_with_its_codec(what: str, tiny_recipe: Path, t
     st = import_sentence_transformers()
     before, after = (st.SentenceTransformer(str(each), device="cpu").encode(screen()[:5]) for each in (model, out))
     assert before.shape == after.shape
+    inspected = run("inspect", out, "--json")
+    assert inspected.exit_code == 0, inspected.stderr
+    assert '"low"' not in inspected.stdout  # a codec is no part of the model
     built = build(tiny_recipe, tmp_path / "built", "--set", f'model="{out}"')
     assert [each["vectors"] for each in rows(built.folder)] == [None, "binary"] * 2
     assert built.manifest["vectors"]["bytes"] == 8

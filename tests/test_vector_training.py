@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file
 
 from conftest import RECIPES, run
+from tierexport.beir import read_beir
 from tierexport.datasets import BUILTIN
 from tierexport.encode import open_model
 from tierexport.errors import VectorError
@@ -283,6 +284,42 @@ def test_the_table_of_nine(tiny_model: Path, some_pairs: Path) -> None:
     assert "60.10" in shown.stdout
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_row_n_is_text_n(asked: bool, tiny_model: Path, tmp_path: Path) -> None:
+    data = read_beir(BUILTIN / "retrieval", "test")
+    texts = list(data.queries if asked else data.documents)
+    run("vectors", "fit", tiny_model, "--level", "int8", "--out", tmp_path / "codec")
+    done = run(
+        "vectors", "encode", tiny_model, BUILTIN / "retrieval", "--codec", tmp_path / "codec", "--out", tmp_path / "v",
+        *(["--queries"] if asked else []),
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    codec, codes = read_codec(tmp_path / "v")
+    assert codes is not None
+    vectors = import_sentence_transformers().SentenceTransformer(str(tiny_model), device="cpu").encode(texts)
+    assert np.abs(codec.encode(vectors).astype(int) - codes.astype(int)).max() <= 1
+
+
+def test_empty_lines_stay(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("one\n\nthree\n")
+    run("vectors", "fit", tiny_model, "--level", "int8", "--out", tmp_path / "codec")
+    done = run("vectors", "encode", tiny_model, tmp_path / "texts.txt", "--codec", tmp_path / "codec", "--out", tmp_path / "v")
+    assert done.exit_code == 0, done.stderr
+    codes = read_codec(tmp_path / "v")[1]
+    assert codes is not None
+    assert len(codes) == 3
+
+
+def test_sets_of_one_name_are_refused(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
+    shutil.copytree(BUILTIN / "retrieval", tmp_path / "retrieval")
+    two = ("--data", BUILTIN / "retrieval", "--data", tmp_path / "retrieval")
+    refused = run("vectors", "eval", tiny_model, "--pairs", some_pairs, *two, "--steps", "1")
+    assert refused.exit_code == 2
+    assert "two retrieval sets are named" in refused.stderr
+    wider = run("vectors", "eval", tiny_model, "--pairs", "no.jsonl", "--data", "none", "--widen", "2", "--what", "lora")
+    assert "takes a head" in wider.stderr
+
+
 def test_fit_and_what_is_wrong(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "codec.safetensors"
     done = run(
@@ -297,6 +334,7 @@ def test_fit_and_what_is_wrong(tiny_model: Path, some_pairs: Path, tmp_path: Pat
     assert bad.exit_code == 2
     assert "line 1" in bad.stderr
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "training.json").write_text('{"rate": 1}')  # somebody else's
     refused = run("vectors", "train", tiny_model, "--pairs", some_pairs, "--level", "int8", "--out", tmp_path / "mine")
     assert refused.exit_code == 2
     assert "is not replaced" in refused.stderr
@@ -317,6 +355,9 @@ def test_fit_and_what_is_wrong(tiny_model: Path, some_pairs: Path, tmp_path: Pat
     asked = run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", *made, "--queries")
     assert asked.exit_code == 2
     assert "leaves queries unquantized" in asked.stderr
+    nowhere = run("vectors", "encode", tiny_model, "nowhere.txt", *made)
+    assert nowhere.exit_code == 2
+    assert "there is no file or folder nowhere.txt" in nowhere.stderr
     wrong = run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", "--codec", tmp_path / "none", "--out", tmp_path / "v")
     assert wrong.exit_code == 2
     assert "is no codec" in wrong.stderr

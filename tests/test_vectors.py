@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from tierexport.errors import VectorError
 from tierexport.records import SCALINGS, Floats
 from tierexport.vectors.codecs import TOP, Codec, pack, packed_bytes, unpack
-from tierexport.vectors.index import Index, Indices
+from tierexport.vectors.index import Index, Indices, _top
 from tierexport.vectors.scaling import fit, random_rotation, widening
 from tierexport.vectors.storage import read_codec, to_faiss, write_codec
 
@@ -206,6 +206,20 @@ def test_search_finds_what_decoding_everything_finds(
     exact = (asked @ back.T) / np.linalg.norm(asked, axis=1)[:, None] / np.linalg.norm(back, axis=1)
     assert np.allclose(scores, -np.sort(-exact, 1)[:, :10], atol=1e-5)
     assert np.allclose(np.take_along_axis(exact, rows, 1), scores, atol=1e-5)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 30))
+def test_ties_go_to_the_first(seed: int, count: int, columns: int) -> None:
+    scores = np.random.default_rng(seed).integers(0, 4, (3, columns)).astype(np.float32)
+    assert np.array_equal(_top(scores, count), np.argsort(-scores, 1, kind="stable")[:, :count])
+
+
+def test_the_length_of_a_query_does_not_matter() -> None:
+    vectors, queries = some(300, 32), some(7, 32, seed=1)
+    index = Index(codec := fit(vectors, "int4", "rolling"), codec.encode(vectors))
+    unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    for quantized in (False, True):
+        assert np.array_equal(index.search(40 * unit, 5, quantized)[1], index.search(unit, 5, quantized)[1])
 
 
 def test_twice_as_wide_keeps_more() -> None:

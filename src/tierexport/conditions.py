@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from tierexport.beir import read_retrieval_set
-from tierexport.records import Floats, RetrievalSet
+from tierexport.records import Floats, RetrievalSet, VerifySettings
 from tierexport.source import open_source
-from tierexport.vectoring import Encoder, Training, open_encoder
+from tierexport.vectoring import Encoder, Training, check_widening, open_encoder
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.scaling import fit
 from tierexport.vectors.trainees import applied
 from tierexport.vectors.training import Goal, Schedule
+from tierexport.verify import read_material
 from tierexport.verify.intervals import mean_interval
 from tierexport.verify.retrieval import Scores, score
 
@@ -97,8 +97,10 @@ def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: 
     """All nine conditions on retrieval sets; a head, an adapter or the model is trained on pairs, which must not come from
     those sets. A head may put out `widen` times as many dimensions.
     """
+    check_widening(what, widen)
+    material = read_material(VerifySettings(tuple(data)), Path())
     encoder = open_encoder(model)
-    sets = [Texts.of(encoder, read_retrieval_set(name, Path())) for name in data]
+    sets = [Texts.of(encoder, each) for each in material.sets]
     training = Training(encoder, pairs)
     rows: list[Row] = []
     reference: list[Scores] = []

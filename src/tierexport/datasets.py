@@ -31,6 +31,29 @@ def calibration_texts(name: str, count: int, folder: Path) -> list[Text]:
     return spread(texts, count)
 
 
+def texts_in(name: str, kind: str) -> list[str]:
+    """Every text of a .txt file (a line each), a .jsonl file, or a BEIR folder's passages or queries, by kind, in their order.
+
+    Empty ones stay, so that row n is text n. Raises DataError when there are none.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        texts = list(_part(path, "queries" if kind == "query" else "corpus"))
+    elif not path.is_file():
+        raise DataError(f"there is no file or folder {name}")
+    elif _is_jsonl(path):
+        texts = [as_text(record, path).text for record in read_records(path, TEXT_COLUMNS)]
+    else:
+        texts = [line.strip() for line in read_lines(path)]
+    if not texts:
+        raise DataError(f"{name} holds no text")
+    return texts
+
+
+def _is_jsonl(path: Path) -> bool:
+    return ".jsonl" in [suffix.lower() for suffix in path.suffixes]
+
+
 def spread(items: list[Any], count: int) -> list[Any]:
     """`count` items at even distances, or all of them."""
     if count >= len(items):
@@ -44,7 +67,7 @@ def _texts(name: str, folder: Path) -> Iterator[Text]:
         yield from _beir_texts(path)
     elif not path.is_file():
         raise DataError(f"calibration.texts = {name!r}: there is no such file or folder ({path})")
-    elif ".jsonl" in [suffix.lower() for suffix in path.suffixes]:
+    elif _is_jsonl(path):
         yield from (as_text(record, path) for record in read_records(path, TEXT_COLUMNS))
     else:
         yield from (Text(line.strip(), "passage") for line in read_lines(path) if line.strip())

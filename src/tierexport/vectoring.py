@@ -1,5 +1,6 @@
 """Quantizing a model's output: fit a codec, train a model for one, encode texts."""
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tierexport.artifact import CODEC
-from tierexport.datasets import calibration_texts, read_pairs
+from tierexport.datasets import calibration_texts, read_pairs, texts_in
 from tierexport.encode import open_model
 from tierexport.errors import MachineError, VectorError
 from tierexport.metrics import normalized
@@ -71,14 +72,14 @@ def fit_codec(model: str, settings: VectorSettings, texts: str, count: int, out:
 
 
 def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> tuple[Codec, int]:
-    """Texts as codes in one safetensors file beside the codec; the codec and how many there are.
+    """Texts as codes in one safetensors file beside the codec, row n being text n; the codec and how many there are.
 
     Raises VectorError for a codec of another model, and for queries where it leaves them unquantized.
     """
     found, _ = read_codec(codec)
     if found.asymmetric and kind == "query":
         raise VectorError(f"{codec} leaves queries unquantized: search with the model's own vectors of them")
-    chosen = [text.text for text in calibration_texts(texts, 2**62, Path())]
+    chosen = texts_in(texts, kind)
     encoder = open_encoder(model)
     encoder.check(found)
     codes = found.encode(encoder.unit("texts", kind, chosen))
@@ -107,12 +108,7 @@ class Training:
         return self._train(Head(self.pairs, goal.widen), "head", goal, schedule)
 
     def model(self, what: str, goal: Goal, schedule: Schedule, folder: Path) -> Trained:
-        """The model with its head, adapter or weights trained for a goal, saved to a new folder with its codec.
-
-        Raises VectorError where anything but a head is to be wider.
-        """
-        if what != "head" and goal.widen > 1:
-            raise VectorError(f"--widen {goal.widen} takes a head, which alone puts out more dimensions than the model has")
+        """The model with its head, adapter or weights trained for a goal, saved to a new folder with its codec."""
         if what == "head":
             trained = self.head(goal, schedule)
             _save_with_head(self.encoder.source, trained.weights["head"], folder)
@@ -158,21 +154,38 @@ def train_model(model: str, pairs: Path, what: str, goal: Goal, schedule: Schedu
 
     Raises VectorError where `out` is something else.
     """
-    if out.exists() and not (out / TRAINING).is_file():
+    check_widening(what, goal.widen)
+    if out.exists() and not _is_trained(out):
         raise VectorError(f"{out} exists and is no model that vectors train wrote, so it is not replaced: name another --out")
-    if out.exists() and Path(model).is_dir() and out.samefile(model):
+    encoder = open_encoder(model)
+    if out.exists() and out.samefile(encoder.source.path):
         raise VectorError(f"{out} is the model that is trained: name another --out")
     with writing(out):
         out.resolve().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=".vectors-") as scratch:
             made = Path(scratch) / "model"
-            training = Training(open_encoder(model), pairs)
+            training = Training(encoder, pairs)
             trained = training.model(what, goal, schedule, made)
             if out.exists():
                 out.rename(Path(scratch) / "replaced")
             made.rename(out)
     training.forget()
     return trained
+
+
+def check_widening(what: str, widen: int) -> None:
+    """Refuse to make anything but a head wider. Raises VectorError."""
+    if what != "head" and widen > 1:
+        raise VectorError(f"--widen {widen} takes a head, which alone puts out more dimensions than the model has")
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether a folder is a model that was trained here, with its codec."""
+    try:
+        told = json.loads((folder / TRAINING).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and "trained" in told and (folder / CODEC).is_file()
 
 
 def _device() -> str:

@@ -105,7 +105,10 @@ class Codec:
         }
 
     def encode(self, vectors: Floats) -> Bytes:
-        """Packed codes, uint8 (vectors, bytes). Raises VectorError for NaN or another number of dimensions."""
+        """Packed codes, uint8 (vectors, bytes), of vectors as long as those that bounds were fitted on: of unit length, here.
+
+        Raises VectorError for NaN or another number of dimensions.
+        """
         return pack(self.numbers(vectors), self.level)
 
     def decode(self, codes: Bytes) -> Floats:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierexport.errors import VectorError
+from tierexport.metrics import normalized
 from tierexport.records import Floats
 from tierexport.vectors.codecs import Bytes, Codec, unpack
 from tierexport.vectors.storage import to_faiss
@@ -78,9 +79,11 @@ class Index:
 
     def _directions(self, queries: Floats, quantized: bool) -> Floats:
         """Queries of unit length, as the codec counts, rotated but not scaled to each vector's own range."""
-        found = self._undone(self._values(self.codec.encode(queries))) if quantized else self.codec.prepared(queries)
-        if quantized and self._widened is not None:
-            found = found @ self._widened
+        if quantized:
+            found = self._undone(self._values(self.codec.encode(normalized(queries).astype(np.float32))))
+            found = found if self._widened is None else found @ self._widened
+        else:
+            found = self.codec.prepared(queries)
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
         directions: Floats = found / _divisors(lengths)
         return directions
@@ -113,9 +116,10 @@ def _divisors(lengths: Floats) -> Floats:
 
 def _top(scores: Floats, count: int) -> Indices:
     """Columns of the greatest scores of each row, greatest first; ties go to the first, as in a full sort."""
-    if scores.shape[1] > count:
-        chosen = np.sort(np.argpartition(-scores, count - 1, 1)[:, :count], 1)
-    else:
-        chosen = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    order = np.argsort(-np.take_along_axis(scores, chosen, 1), 1, kind="stable")
-    return np.take_along_axis(chosen, order, 1)
+    count = min(count, scores.shape[1])
+    least = np.partition(scores, -count, 1)[:, -count] if count else np.zeros(len(scores))
+    found = np.empty((len(scores), count), np.int64)
+    for row, (values, bound) in enumerate(zip(scores, least, strict=True)):
+        columns = np.flatnonzero(values >= bound)  # count of them, or more where the last ties
+        found[row] = columns[np.argsort(-values[columns], kind="stable")[:count]]
+    return found
