@@ -47,10 +47,18 @@ class Index:
         rows = np.zeros((len(queries), 0), np.int64)
         start = 0
         for found in self.scores(queries, quantized):
-            best = np.concatenate([best, found], 1)
-            rows = np.concatenate([rows, np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)], 1)
-            chosen = _top(best, count)
-            best, rows = np.take_along_axis(best, chosen, 1), np.take_along_axis(rows, chosen, 1)
+            if best.shape[1] < count:
+                best = np.concatenate([best, found], 1)
+                rows = np.concatenate([rows, np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)], 1)
+                chosen = _top(best, count)
+                best, rows = np.take_along_axis(best, chosen, 1), np.take_along_axis(rows, chosen, 1)
+            else:
+                better = found > best[:, -1:]  # what only equals the last came later, and few are left of each chunk
+                for query in np.flatnonzero(better.any(1)):
+                    columns = np.flatnonzero(better[query])
+                    scores = np.concatenate([best[query], found[query, columns]])
+                    order = np.argsort(-scores, kind="stable")[:count]
+                    best[query], rows[query] = scores[order], np.concatenate([rows[query], start + columns])[order]
             start += found.shape[1]
         return best, rows
 
