@@ -15,6 +15,7 @@ def vectors() -> None:
 
 LEVELS = ("int8", "int4", "trinary", "binary")
 SCALINGS = ("rolling", "minmax", "clip")
+"""As in records, which imports numpy: help has to be instant."""
 
 level_option = click.option("--level", required=True, type=click.Choice(LEVELS), help="How precise vectors are.")
 scaling_option = click.option(

@@ -22,7 +22,7 @@ from tierexport.verify.retrieval import Scores, score
 
 @dataclass(frozen=True)
 class Condition:
-    """A row of the table: a level, whether a head was trained for it, whether queries are quantized, how bounds are chosen,
+    """A row of the table: a level, whether anything was trained for it, whether queries are quantized, how bounds are chosen,
     and the score published for jina-embeddings-v4 on NanoBEIR.
     """
 
