@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tierexport.errors import ArtifactError, MachineError
-from tierexport.workdir import Stages, building, stage_key, write_whole
+from tierexport.workdir import Stages, building, stage_key, write_whole, writing
 
 
 class Maker:
@@ -128,6 +128,16 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(MachineError, match="can't write"), building(tmp_path / "out"):
         pass
+
+
+def test_a_folder_that_can_t_be_made_is_named() -> None:
+    with pytest.raises(MachineError, match="can't write /proc/none/file"):
+        write_whole(Path("/proc/none/file"), "text")
+
+
+def test_another_missing_file_is_not_taken_for_the_target(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "out"):
+        (tmp_path / "missing").read_text()
 
 
 def test_a_place_that_is_no_folder_is_named(tmp_path: Path) -> None:

@@ -6,7 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tierexport.artifact import CARD, MANIFEST, PAGE, RECIPE, VERIFICATION, proven_files, read_manifest, read_verification
+from tierexport.artifact import (
+    CARD,
+    CODEC,
+    MANIFEST,
+    PAGE,
+    RECIPE,
+    VERIFICATION,
+    proven_files,
+    read_manifest,
+    read_verification,
+)
 from tierexport.card import Place, render_card
 from tierexport.errors import ArtifactError, PublishError
 from tierexport.hubs import Hub, open_hub, same
@@ -14,8 +24,8 @@ from tierexport.hubs.publication import Change, Objection, Publication
 from tierexport.progress import stage
 from tierexport.verdicts import Verification
 
-OURS = ("gguf/", "torchao/")
-"""Folders of a repository that belong to a release whole: what it does not hold there is removed."""
+OURS = ("gguf/", "torchao/", CODEC)
+"""What of a repository belongs to a release, by how paths begin: what it does not hold of that is removed."""
 
 
 def publish(

@@ -81,9 +81,14 @@ def writing(target: Path) -> Iterator[None]:
     except OSError as error:
         if tells_of_full_disk(str(error)) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MachineError(f"no space left while writing {target}: free some and run again") from error
-        if error.errno in _CANT_WRITE:
+        if error.errno in _CANT_WRITE or _missing_above(error, target):
             raise MachineError(f"can't write {target}: {error.strerror}; choose another folder") from error
         raise
+
+
+def _missing_above(error: OSError, target: Path) -> bool:
+    """Whether a folder that `target` lies in could not be made, as in /proc, and not whether some other file is missing."""
+    return isinstance(error, FileNotFoundError) and Path(str(error.filename)) in target.resolve().parents
 
 
 def sync(path: Path) -> None:
