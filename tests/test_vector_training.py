@@ -19,10 +19,12 @@ from tierexport.libraries import import_sentence_transformers
 from tierexport.metrics import normalized
 from tierexport.records import SCALINGS
 from tierexport.source import open_source
+from tierexport.vectoring import Training, open_encoder, train_model
 from tierexport.vectors.codecs import TOP
 from tierexport.vectors.storage import read_codec
 from tierexport.vectors.trainees import Head, Network, applied
 from tierexport.vectors.training import Goal, Pairs, Rows, Schedule, Trained, train
+from tierexport.workdir import cache_dir
 
 SHORT = Schedule(steps=60, every=20, batch=64, contrast=0.5)
 
@@ -42,6 +44,9 @@ def train_head(
     return train(Head(some), some, goal, schedule, state, step)
 
 
+GAINS = {"trinary": 0.005, "binary": 0.02}
+
+
 @pytest.mark.parametrize("level", TOP)
 @pytest.mark.parametrize("quantized", [True, False])
 def test_training_helps_and_never_hurts_on_what_it_is_judged_by(level: str, quantized: bool, tmp_path: Path) -> None:
@@ -55,9 +60,9 @@ def test_training_helps_and_never_hurts_on_what_it_is_judged_by(level: str, quan
     rank = (scores > np.diagonal(scores)[:, None]).sum(1)
     again = np.where(rank < 10, 1 / np.log2(2 + rank), 0).mean()
     assert again == pytest.approx(trained.scores[trained.step // 50], abs=0.02)  # its codec was fitted on more vectors
-    assert trained.scores[trained.step // 50] == max(trained.scores) >= trained.scores[0]
-    if level == "binary":
-        assert max(trained.scores) > trained.scores[0] + 0.02
+    assert trained.scores[trained.step // 50] == max(trained.scores)
+    if level in GAINS:  # int8 and int4 find every passage untrained
+        assert max(trained.scores) > trained.scores[0] + GAINS[level]
 
 
 def test_vectors_that_are_all_the_same_don_t_win(tmp_path: Path) -> None:
@@ -215,14 +220,38 @@ def test_a_trained_model_is_a_model(tiny_model: Path, some_pairs: Path, tmp_path
 
 
 def test_the_head_in_the_model_is_the_head_that_was_trained(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
-    from tierexport.vectoring import train_model
-
     out = tmp_path / "trained"
     schedule = Schedule(steps=20, every=20, contrast=1.0)
     trained = train_model(str(tiny_model), some_pairs, "head", Goal("int8"), schedule, out)
     st = import_sentence_transformers()
     plain, ours = (st.SentenceTransformer(str(each), device="cpu").encode(["some words"]) for each in (tiny_model, out))
     assert np.allclose(applied(trained.weights["head"], plain), ours, atol=1e-5)
+
+
+def test_runs_on_other_pairs_keep_out_of_each_other_s_way(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(some_pairs.read_text("utf-8").replace("a", "e"), "utf-8")
+    states = {}
+    for path in (some_pairs, other):
+        training = Training(open_encoder(str(tiny_model)), path)
+        before = set((cache_dir() / "training").glob("*"))
+        training.head(Goal("int8"), Schedule(steps=3, every=1, seed=123_456))
+        states[path] = set((cache_dir() / "training").glob("*")) - before
+    assert [len(each) for each in states.values()] == [1, 1]
+
+
+@pytest.mark.parametrize("what", ["head", "model"])
+def test_a_trained_model_is_cut_and_licensed_as_before(what: str, tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
+    model = tmp_path / "source"
+    shutil.copytree(tiny_model, model)
+    (model / "sentence_bert_config.json").write_text('{"max_seq_length": 40, "do_lower_case": false}')
+    (model / "README.md").write_text("---\nlicense: mit\nlanguage: en\n---\n")
+    out = tmp_path / "trained"
+    train_model(str(model), some_pairs, what, Goal("int8"), Schedule(steps=1, every=1, batch=8), out)
+    before, after = open_source(str(model)), open_source(str(out))
+    assert before.max_tokens == after.max_tokens == 40
+    assert (after.licence, after.languages) == ("mit", ("en",))
+    assert json.loads((out / "training.json").read_text())["model"]["digest"] == before.digest
 
 
 @pytest.mark.parametrize("lora", [True, False])

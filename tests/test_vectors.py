@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tierexport.errors import VectorError
+from tierexport.metrics import normalized
 from tierexport.records import SCALINGS, Floats
-from tierexport.vectors.codecs import TOP, Codec, pack, packed_bytes, unpack
+from tierexport.vectors.codecs import LARGE, TOP, Codec, pack, packed_bytes, unpack
 from tierexport.vectors.index import Index, Indices, _top
 from tierexport.vectors.scaling import fit, random_rotation, widening
 from tierexport.vectors.storage import read_codec, to_faiss, write_codec
@@ -62,9 +63,10 @@ def test_no_value_wraps_around(data: st.DataObject) -> None:
     codec = codec_of(level, 12)
     if rotated:
         codec = Codec(level, codec.low, codec.high, rotation=random_rotation(12))
-    decoded = codec.decode(codec.encode(values))
-    assert np.isfinite(decoded).all()
+    assert np.isfinite(codec.prepared(values)).all()  # an infinity less another one would be none
+    assert np.array_equal(codec.encode(values), codec.encode(np.clip(values, -LARGE, LARGE)))
     if not rotated:
+        decoded = codec.decode(codec.encode(values))
         assert (decoded[values >= 1] > 0).all()
         assert (decoded[values <= -1] < 0).all()
         inside = np.abs(values) <= 1
@@ -178,10 +180,26 @@ def test_dimensions_without_a_range_are_their_value() -> None:
         assert np.allclose(codec.decode(codec.encode(vectors))[:, 3], 0.25)
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((0, 4), np.float32), np.full((2, 4), np.inf, np.float32)])
+@pytest.mark.parametrize("wrong", [np.zeros((0, 4)), np.ones((1, 4)), np.full((2, 4), np.inf)])
 def test_nothing_to_fit_on(wrong: Floats) -> None:
     with pytest.raises(VectorError):
-        fit(wrong, "int8", "rolling")
+        fit(wrong.astype(np.float32), "int8", "rolling")
+
+
+@pytest.mark.parametrize("count", [257, 300, 384, 513, 1025])
+def test_how_many_vectors_there_are_does_not_move_the_bounds(count: int) -> None:
+    some = np.random.default_rng(0).standard_normal((count, 64)).astype(np.float32)
+    even, odd = fit(some[:256], "int4", "rolling"), fit(some, "int4", "rolling")
+    assert (odd.high - odd.low).mean() == pytest.approx((even.high - even.low).mean(), rel=0.05)
+
+
+def test_codes_of_many_vectors_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tierexport.vectors.codecs.CHUNK_ROWS", 3)
+    some = np.random.default_rng(0).standard_normal((7, 12)).astype(np.float32) * 3
+    codec = fit(normalized(some).astype(np.float32), "int4", "rolling")
+    codes = codec.coded(some)
+    assert np.array_equal(codes, codec.encode(normalized(some).astype(np.float32)))
+    assert np.array_equal(codec.restored(some), codec.decode(codes))
 
 
 # --- search and files

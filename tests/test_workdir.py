@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tierexport.errors import ArtifactError, MachineError
-from tierexport.workdir import Stages, building, stage_key, write_whole, writing
+from tierexport.workdir import Stages, building, making, stage_key, write_whole, writing
 
 
 class Maker:
@@ -106,6 +106,35 @@ def test_other_peoples_folders_are_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is not an artifact"), building(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_folder_is_made_anew_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def make(content: str, stopped: bool = False) -> None:
+        with making(out, lambda folder: (folder / "mark").is_file(), "of ours") as work:
+            assert not list(work.iterdir())
+            (work / "mark").write_text(content)
+            if stopped:
+                raise KeyboardInterrupt
+
+    (tmp_path / ".out.building").mkdir()
+    (tmp_path / ".out.building" / "left").write_text("by a kill")
+    make("first")
+    with pytest.raises(KeyboardInterrupt):
+        make("second", stopped=True)
+    assert (out / "mark").read_text() == "first"
+    make("third")
+    assert (out / "mark").read_text() == "third"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ArtifactError, match="is not of ours"), making(out, lambda _: False, "of ours"):
+        out.mkdir()
+        (out / "thesis.txt").write_text("years of work")
+    assert (out / "thesis.txt").read_text() == "years of work"
 
 
 def test_two_builds_of_one_folder_do_not_meet(tmp_path: Path) -> None:

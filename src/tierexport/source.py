@@ -27,6 +27,9 @@ MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
+UNLIMITED = 1_000_000
+"""Tokens from which a tokenizer's limit means that it has none: transformers writes 10^30."""
+
 POOLINGS = ("mean", "cls", "lasttoken")
 """The poolings that sentence-transformers and llama.cpp share."""
 
@@ -119,7 +122,7 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         architecture=(config.get("architectures") or [config.get("model_type")])[0],
         layers=next((config[key] for key in _LAYER_KEYS if isinstance(config.get(key), int)), 0),
         pooling=pooling,
-        max_tokens=known.max_tokens or settings.max_tokens,
+        max_tokens=known.max_tokens or settings.max_tokens or _tokenizer_limit(path, config),
         prompts={**settings.prompts, **known.prompts},
         licence=known.licence or _text(card.get("license")),
         base_model=known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None),
@@ -206,6 +209,15 @@ def _sentence_settings(path: Path) -> _SentenceSettings:
                 prompts={**settings.prompts, **prompts},
             )
     return settings
+
+
+def _tokenizer_limit(path: Path, config: Mapping[str, Any]) -> int | None:
+    """Tokens that a text is cut at where sentence-transformers 6 saved a model: it states them with the tokenizer alone."""
+    if not ((path / "sentence_bert_config.json").is_file() and (path / "tokenizer_config.json").is_file()):
+        return None
+    limits = [_read_object(path / "tokenizer_config.json", "").get("model_max_length"), config.get("max_position_embeddings")]
+    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < UNLIMITED]
+    return min(known, default=None)
 
 
 def modules(path: Path) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
 """Quantizing a model's output: fit a codec, train a model for one, encode texts."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from tierexport.vectors.storage import read_codec, write_codec
 from tierexport.vectors.trainees import Head, Network
 from tierexport.vectors.training import Goal, Pairs, Schedule, Trained, train
 from tierexport.verify import Reference
-from tierexport.workdir import cache_dir, stage_key, write_json, writing
+from tierexport.workdir import cache_dir, making, stage_key, value_digest, write_json, write_whole
 
 TRAINING = "training.json"
 """What a model was trained for and how, in its folder."""
@@ -37,9 +37,12 @@ class Encoder:
 
     def unit(self, what: str, kind: str, texts: Sequence[str]) -> Floats:
         """Unit vectors float32 (texts, dimensions) of texts of a kind, "query" or "passage"."""
+        return normalized(np.asarray(self.vectors(what, kind, texts))).astype(np.float32)
+
+    def vectors(self, what: str, kind: str, texts: Sequence[str]) -> Floats:
+        """The same as they come from the model, of any length, mapped from the cache."""
         with stage(f"Encoding {what}"):
-            vectors = self.reference.encode(what, kind, list(texts)).vectors
-        return normalized(np.asarray(vectors)).astype(np.float32)
+            return self.reference.encode(what, kind, list(texts)).vectors
 
     def fit(self, settings: VectorSettings, texts: Sequence[str]) -> Codec:
         """A codec whose bounds suit this model's vectors of texts, taken as passages. Raises VectorError."""
@@ -74,7 +77,7 @@ def fit_codec(model: str, settings: VectorSettings, texts: str, count: int, out:
 def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> tuple[Codec, int]:
     """Texts as codes in one safetensors file beside the codec, row n being text n; the codec and how many there are.
 
-    Raises VectorError for a codec of another model, and for queries where it leaves them unquantized.
+    Raises VectorError for a codec of other dimensions, and for queries where it leaves them unquantized.
     """
     found, _ = read_codec(codec)
     if found.asymmetric and kind == "query":
@@ -82,7 +85,7 @@ def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> t
     chosen = texts_in(texts, kind)
     encoder = open_encoder(model)
     encoder.check(found)
-    codes = found.encode(encoder.unit("texts", kind, chosen))
+    codes = found.coded(encoder.vectors("texts", kind, chosen))
     write_codec(out, found, codes)
     return found, len(codes)
 
@@ -101,6 +104,7 @@ class Training:
         vectors = {kind: encoder.unit(f"the pairs: {kind}", kind, texts) for kind, texts in self.texts.items()}
         passage = np.array([numbers[text] for text in passages], np.int64)
         self.pairs = Pairs(vectors["query"], vectors["passage"], passage)
+        self._digest = value_digest(self.texts | {"passages": passages})
         self._large: list[Path] = []
 
     def head(self, goal: Goal, schedule: Schedule) -> Trained:
@@ -118,7 +122,15 @@ class Training:
             trained = self._train(network, what, goal, schedule)
             network.merged().save_pretrained(str(folder), create_model_card=False)
         write_codec(folder / CODEC, trained.codec)
-        told = {"trained": what, **asdict(goal), **asdict(schedule), "best": trained.step, "scores": [*trained.scores]}
+        write_whole(folder / "README.md", _card(self.encoder.source, goal.level))
+        told = {
+            "trained": what,
+            "model": _origin(self.encoder.source),
+            **asdict(goal),
+            **asdict(schedule),
+            "best": trained.step,
+            "scores": [*trained.scores],
+        }
         write_json(folder / TRAINING, told)
         return trained
 
@@ -130,7 +142,7 @@ class Training:
     def _train(self, trainee: Head | Network, what: str, goal: Goal, schedule: Schedule) -> Trained:
         import torch
 
-        key = stage_key(self.encoder.source.digest, what, asdict(goal), asdict(schedule))[:24]
+        key = stage_key(self.encoder.source.digest, self._digest, what, asdict(goal), asdict(schedule))[:24]
         state = cache_dir() / "training" / f"{key}.safetensors"
         if what != "head":
             self._large.append(state)
@@ -152,23 +164,15 @@ class Training:
 def train_model(model: str, pairs: Path, what: str, goal: Goal, schedule: Schedule, out: Path) -> Trained:
     """A model folder trained for a level, with its codec, at `out`; a run that was killed goes on.
 
-    Raises VectorError where `out` is something else.
+    Raises ArtifactError where `out` is something else, VectorError where it is the model itself.
     """
     check_widening(what, goal.widen)
-    if out.exists() and not _is_trained(out):
-        raise VectorError(f"{out} exists and is no model that vectors train wrote, so it is not replaced: name another --out")
-    encoder = open_encoder(model)
-    if out.exists() and out.samefile(encoder.source.path):
-        raise VectorError(f"{out} is the model that is trained: name another --out")
-    with writing(out):
-        out.resolve().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.resolve().parent, prefix=".vectors-") as scratch:
-            made = Path(scratch) / "model"
-            training = Training(encoder, pairs)
-            trained = training.model(what, goal, schedule, made)
-            if out.exists():
-                out.rename(Path(scratch) / "replaced")
-            made.rename(out)
+    with making(out, _is_trained, "a model that vectors train wrote") as work:
+        encoder = open_encoder(model)
+        if out.exists() and out.samefile(encoder.source.path):
+            raise VectorError(f"{out} is the model that is trained: name another --out")
+        training = Training(encoder, pairs)
+        trained = training.model(what, goal, schedule, work)
     training.forget()
     return trained
 
@@ -186,6 +190,20 @@ def _is_trained(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(told, dict) and "trained" in told and (folder / CODEC).is_file()
+
+
+def _origin(source: Source) -> dict[str, Any]:
+    """What was trained, as `training.json` keeps it."""
+    return {key: getattr(source, key) for key in ("spec", "revision", "digest", "base_model", "licence")}
+
+
+def _card(source: Source, level: str) -> str:
+    """A model card that hands on the licence and the languages."""
+    from huggingface_hub import ModelCardData
+
+    head = ModelCardData(license=source.licence, language=list(source.languages) or None, base_model=source.base_model)
+    text = f"{source.name}, trained for {level} vectors. {TRAINING} says how, and {CODEC} is their codec."
+    return f"---\n{head.to_yaml()}\n---\n\n{text}\n"
 
 
 def _device() -> str:

@@ -186,22 +186,15 @@ class Stages:
 
 @contextmanager
 def building(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to build in; on success it takes `out`'s place.
+    """A folder beside `out` to build an artifact in; on success it takes `out`'s place.
 
     It starts as what a killed run left there, or as a clone of `out` by hard links (files are only
     ever replaced, never changed in place), so stages that still hold are reused. An error removes
     it. Raises ArtifactError when `out` is something else than an artifact, MachineError when another
     build of it is running or the place can't be written.
     """
-    out = out.resolve()
-    work, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.replaced")
-    with writing(out), locked(out, wait=False):
-        if old.is_dir() and not out.exists():
-            old.rename(out)
-        _remove(old)
-        _check_replaceable(out)
+    with _replacing(out.resolve(), lambda folder: (folder / "manifest.json").is_file(), "an artifact") as work:
         if not work.exists():
-            work.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(out, work, copy_function=_link) if out.exists() else work.mkdir()
         for leftover in work.glob(".*.partial"):
             _remove(leftover)
@@ -210,19 +203,47 @@ def building(out: Path) -> Iterator[Path]:
         except Exception:
             _remove(work)
             raise
+
+
+@contextmanager
+def making(out: Path, ours: Callable[[Path], bool], what: str) -> Iterator[Path]:
+    """An empty folder beside `out`; on success it takes the place of what is there, if that is `ours`: of the kind `what`.
+
+    Whatever ends it before that removes it. Raises as `building` does.
+    """
+    with _replacing(out.resolve(), ours, what) as work:
+        _remove(work)
+        work.mkdir()
+        try:
+            yield work
+        except BaseException:
+            _remove(work)
+            raise
+
+
+@contextmanager
+def _replacing(out: Path, ours: Callable[[Path], bool], what: str) -> Iterator[Path]:
+    """A place beside `out` whose folder takes its place, so that at any moment one of them is there or is put back."""
+    work, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.replaced")
+    with writing(out), locked(out, wait=False):
+        if old.is_dir() and not out.exists():
+            old.rename(out)
+        _remove(old)
+        _check_replaceable(out, ours, what)
+        work.parent.mkdir(parents=True, exist_ok=True)
+        yield work
+        _check_replaceable(out, ours, what)  # hours may have passed
         if out.exists():
             out.rename(old)
         work.rename(out)
         _remove(old)
 
 
-def _check_replaceable(out: Path) -> None:
-    if not out.exists() or (out / "manifest.json").is_file() or (out.is_dir() and not any(out.iterdir())):
-        return
-    raise ArtifactError(
-        f"{out} exists and is not an artifact (it has no manifest.json), so it is not replaced: "
-        "name another folder with --out, or remove it"
-    )
+def _check_replaceable(out: Path, ours: Callable[[Path], bool], what: str) -> None:
+    if out.exists() and not ours(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ArtifactError(
+            f"{out} exists and is not {what}, so it is not replaced: name another folder with --out, or remove it"
+        )
 
 
 @contextmanager

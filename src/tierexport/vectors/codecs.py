@@ -9,6 +9,7 @@ coded like any other.
 """
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,15 +117,22 @@ class Codec:
         values = self.values(unpack(codes, self.level, self.width))
         return values if self.rotation is None else values @ self.rotation.T
 
-    def restored(self, vectors: Floats) -> Floats:
-        """Vectors, first brought to unit length as codecs are fitted on them, as they come back from their codes.
+    def coded(self, vectors: Floats) -> Bytes:
+        """Packed codes, uint8 (vectors, bytes), of vectors that are first brought to unit length, as codecs are fitted on them.
 
-        Memory is bounded by what is returned, float32 (vectors, dimensions); `vectors` may be a memory map.
+        Memory is bounded by what is returned; `vectors`, float32 (vectors, dimensions), may be a memory map.
         """
+        found = np.empty((len(vectors), self.bytes), np.uint8)
+        for rows in _chunks(len(vectors)):
+            found[rows] = self.encode(normalized(np.asarray(vectors[rows])).astype(np.float32))
+        return found
+
+    def restored(self, vectors: Floats) -> Floats:
+        """What the codes of vectors stand for, float32 (vectors, dimensions); memory is bounded as in `coded`."""
+        codes = self.coded(vectors)
         found = np.empty((len(vectors), self.dimensions), np.float32)
-        for first in range(0, len(vectors), CHUNK_ROWS):
-            rows = slice(first, first + CHUNK_ROWS)
-            found[rows] = self.decode(self.encode(normalized(np.asarray(vectors[rows])).astype(np.float32)))
+        for rows in _chunks(len(vectors)):
+            found[rows] = self.decode(codes[rows])
         return found
 
     def prepared(self, vectors: Floats) -> Floats:
@@ -160,6 +168,11 @@ class Codec:
         flat = self.high <= self.low
         scale, offset = np.where(flat, 0, self.cells), np.where(flat, self.low, self.low + self.cells / 2)
         return scale.astype(np.float32), offset.astype(np.float32)
+
+
+def _chunks(rows: int) -> Iterator[slice]:
+    for first in range(0, rows, CHUNK_ROWS):
+        yield slice(first, first + CHUNK_ROWS)
 
 
 def packed_bytes(level: str, dimensions: int) -> int:

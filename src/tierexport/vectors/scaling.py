@@ -42,21 +42,17 @@ class Moments:
 
 
 def moments(batches: Iterable[Floats]) -> Moments:
-    """What all batches, float32 (vectors, dimensions), tell. Raises VectorError without vectors."""
-    found: Moments | None = None
-    for batch in batches:
-        if len(batch) and found is None:
-            mean, deviation = batch.mean(0, dtype=np.float64), batch.std(0, dtype=np.float64)
-            found = Moments(batch.min(0).astype(np.float64), batch.max(0).astype(np.float64), mean, deviation)
-        elif len(batch) and found is not None:
-            found.add(batch)
-    if found is None:
-        raise VectorError("there are no vectors to fit a codec on")
+    """What all batches, float32 (vectors, dimensions), tell; there is one at least."""
+    first, *others = batches
+    mean, deviation = first.mean(0, dtype=np.float64), first.std(0, dtype=np.float64)
+    found = Moments(first.min(0).astype(np.float64), first.max(0).astype(np.float64), mean, deviation)
+    for batch in others:
+        found.add(batch)
     return found
 
 
 def fit(vectors: Floats, level: str, scaling: str, per_vector: bool = False, rotation: Floats | None = None) -> Codec:
-    """A codec whose bounds come from vectors, float32 (vectors, dimensions), in batches of BATCH.
+    """A codec whose bounds come from two vectors or more, float32 (vectors, dimensions), in batches of about BATCH.
 
     "minmax": from least to greatest. "rolling": around the moving mean, by so many moving standard deviations as suit a
     normal distribution. "clip": as "rolling", by the multiple that gives the least squared error on these vectors, one for
@@ -67,6 +63,8 @@ def fit(vectors: Floats, level: str, scaling: str, per_vector: bool = False, rot
         raise VectorError(f"{scaling!r} is no way to choose bounds: {', '.join(SCALINGS)}")
     if level not in CELLS:
         raise VectorError(f"{level!r} is no level: {', '.join(CELLS)}")
+    if len(vectors) < 2:
+        raise VectorError(f"a codec is fitted on two vectors at least, and here is {len(vectors)}")
     if not np.isfinite(vectors).all():
         raise VectorError("vectors to fit a codec on hold NaN or infinity")
     blank = np.zeros(vectors.shape[1] if rotation is None else rotation.shape[1], np.float32)
@@ -86,11 +84,14 @@ def fit(vectors: Floats, level: str, scaling: str, per_vector: bool = False, rot
 
 
 BATCH = 256
+"""Vectors of a batch; of the last one, half as many up to half as many more, for the deviation of a few says nothing."""
 
 
 def _batches(vectors: Floats) -> Iterator[Floats]:
-    for first in range(0, len(vectors), BATCH):
+    last = max(len(vectors) - BATCH // 2, 0) // BATCH * BATCH
+    for first in range(0, last, BATCH):
         yield vectors[first : first + BATCH]
+    yield vectors[last:]
 
 
 def _overall(found: Moments) -> Moments:

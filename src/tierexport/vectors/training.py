@@ -188,7 +188,7 @@ class _Run:
         asked = self._trainee.embed("query", rows)
         asked = self._quantized(asked, codec) if self._goal.quantized_queries else torch.nn.functional.normalize(asked)
         scores = asked @ found.T / self._schedule.temperature
-        expected = torch.from_numpy(self._pairs.queries[rows] @ self._pairs.passages[passages].T).to(scores.device)
+        expected = _product(self._pairs.queries[rows], self._pairs.passages[passages]).to(scores.device)
         loss = self._loss(scores, expected / self._schedule.temperature, torch.from_numpy(own).to(scores.device))
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -248,7 +248,7 @@ class _Run:
         passages = codec.restored(self._unit("passage", numbers))
         queries = self._unit("query", self._held)
         queries = codec.restored(queries) if self._goal.quantized_queries else queries
-        scores = normalized(queries) @ normalized(passages).T
+        scores = _product(normalized(queries), normalized(passages)).numpy()
         its = scores[np.arange(len(own)), own][:, None]
         rank = 1 + (scores > its).sum(1) + ((scores == its).sum(1) - 1) / 2  # of equals, half come first: codes collide
         self.scores.append(float(np.where(rank <= 10, 1 / np.log2(1 + rank), 0).mean()))
@@ -298,6 +298,13 @@ class _Run:
             if moments:
                 self.optimizer.state[each] = {"step": torch.tensor(float(self.done)), **moments}
         self._codec = Codec(self._goal.level, arrays["low"].numpy(), arrays["high"].numpy())
+
+
+def _product(queries: npt.NDArray[Any], passages: npt.NDArray[Any]) -> "torch.Tensor":
+    """Dot products (queries, passages) on as many threads as torch may use; numpy's own threads can't be counted."""
+    import torch
+
+    return torch.from_numpy(queries) @ torch.from_numpy(passages).T
 
 
 def _spread(rows: Rows, count: int) -> Rows:
