@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from loopback_hub import COMMIT, Hub, serving
 from tierexport.encode import check_complete
 from tierexport.errors import InputError, MachineError, SourceError
+from tierexport.libraries import import_sentence_transformers
 from tierexport.records import Source
 from tierexport.shipped import shipped
 from tierexport.source import check_finite, describe, open_source
@@ -50,6 +51,16 @@ def test_every_shipped_description_is_read(path: Path) -> None:
 def test_a_plain_folder_is_opened_relative_to_the_recipe(model: Path) -> None:
     source = open_source("model", model.parent)
     assert (source.path, source.layers, source.pooling) == (model, 2, "mean")
+
+
+@pytest.mark.parametrize("limit", [20, 100_000, 10**30])
+def test_a_text_is_cut_where_sentence_transformers_cuts_it(limit: int, model: Path) -> None:
+    """As its version 6 saves a model: the limit stands with the tokenizer alone."""
+    (model / "sentence_bert_config.json").write_text('{"transformer_task": "feature-extraction"}')
+    told = json.loads((model / "tokenizer_config.json").read_text("utf-8"))
+    (model / "tokenizer_config.json").write_text(json.dumps(told | {"model_max_length": limit}), "utf-8")
+    theirs = import_sentence_transformers().SentenceTransformer(str(model), device="cpu")
+    assert open_source(str(model)).max_tokens == theirs.max_seq_length
 
 
 def test_the_digest_changes_with_any_file_that_can_change_a_vector(model: Path) -> None:

@@ -223,7 +223,7 @@ def making(out: Path, ours: Callable[[Path], bool], what: str) -> Iterator[Path]
 
 @contextmanager
 def _replacing(out: Path, ours: Callable[[Path], bool], what: str) -> Iterator[Path]:
-    """A place beside `out` whose folder takes its place, so that at any moment one of them is there or is put back."""
+    """A path beside `out`; the folder made there takes its place; after a kill in between, the next run puts it back."""
     work, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.replaced")
     with writing(out), locked(out, wait=False):
         if old.is_dir() and not out.exists():
