@@ -339,6 +339,29 @@ def test_empty_lines_stay(tiny_model: Path, tmp_path: Path) -> None:
     assert len(codes) == 3
 
 
+def test_a_codec_of_another_model_is_refused(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    half, other = tmp_path / "half", tmp_path / "other"
+    for folder in (half, other):
+        shutil.copytree(tiny_model, folder)
+    BertModel.from_pretrained(tiny_model).half().save_pretrained(half)
+    torch.manual_seed(1)
+    BertModel(BertConfig.from_pretrained(tiny_model)).save_pretrained(other)
+    run("vectors", "fit", tiny_model, "--level", "int8", "--out", tmp_path / "codec")
+    options = ("--codec", tmp_path / "codec", "--out", tmp_path / "v")
+    assert run("vectors", "encode", half, BUILTIN / "screen.txt", *options).exit_code == 0
+    (tmp_path / "v").unlink()
+    refused = run("vectors", "encode", other, BUILTIN / "screen.txt", *options)
+    assert refused.exit_code == 2
+    assert "the codec is for another model than other" in refused.stderr
+    assert not (tmp_path / "v").exists()
+    trained = ("--pairs", some_pairs, "--level", "binary", "--steps", "3", "--every", "3", "--out", tmp_path / "trained")
+    assert run("vectors", "train", tiny_model, *trained).exit_code == 0
+    refused = run("vectors", "encode", other, BUILTIN / "screen.txt", "--codec", tmp_path / "trained" / "codec.safetensors")
+    assert "another model than other" in refused.stderr
+
+
 def test_sets_of_one_name_are_refused(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
     shutil.copytree(BUILTIN / "retrieval", tmp_path / "retrieval")
     two = ("--data", BUILTIN / "retrieval", "--data", tmp_path / "retrieval")

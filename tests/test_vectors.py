@@ -1,5 +1,6 @@
 """Codecs: exact packing on any dimension, the same numbers as the libraries that have the level, and search."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -257,6 +258,8 @@ def test_twice_as_wide_keeps_more() -> None:
 def test_a_rotation_of_another_width_is_refused() -> None:
     with pytest.raises(VectorError, match="shape"):
         Codec("int8", np.zeros(4, np.float32), np.ones(4, np.float32), rotation=np.eye(3, dtype=np.float32))
+    with pytest.raises(VectorError, match=r"a probe of shape \(3,\)"):
+        Codec("int8", np.zeros(4, np.float32), np.ones(4, np.float32), probe=np.ones(3, np.float32))
 
 
 def test_rescoring_brings_binary_nearer_to_the_unquantized() -> None:
@@ -277,13 +280,15 @@ def test_rescoring_brings_binary_nearer_to_the_unquantized() -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_files_come_back(level: str, tmp_path: Path) -> None:
     vectors = some()
-    codec = fit(vectors, level, "rolling", per_vector=True, rotation=random_rotation(64))
+    codec = replace(fit(vectors, level, "rolling", per_vector=True, rotation=random_rotation(64)), probe=vectors[7])
     codes = codec.encode(vectors)
     write_codec(tmp_path / "codec.safetensors", codec, codes)
     again, held = read_codec(tmp_path / "codec.safetensors")
     assert held is not None
     assert np.array_equal(held, codes)
     assert np.array_equal(again.decode(held), codec.decode(codes))
+    assert again.probe is not None
+    assert np.array_equal(again.probe, vectors[7])
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "codec.safetensors").read_bytes()[:200])
     for wrong in ("cut.safetensors", "missing.safetensors"):
         with pytest.raises(VectorError, match="is no codec that tierexport wrote"):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +24,17 @@ from tierexport.vectors.training import Goal, Pairs, Schedule, Trained, train
 from tierexport.verify import Reference
 from tierexport.workdir import cache_dir, making, stage_key, value_digest, write_json, write_whole
 
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
 TRAINING = "training.json"
 """What a model was trained for and how, in its folder."""
+
+PROBE = "By noon the fog had lifted from the harbour, and two of the three ferries were running again."
+"""The sentence whose vector a codec keeps."""
+
+ALIKE = 0.9
+"""The least cosine of two models' vectors of it where a codec for the one suits the other, such as a copy in half precision."""
 
 
 class Encoder:
@@ -49,15 +58,23 @@ class Encoder:
         vectors = self.unit("texts to fit a codec on", "passage", texts)
         rotation = widening(vectors.shape[1], settings.widen, settings.rotate)
         codec = fit(vectors, settings.level, settings.scaling, settings.per_vector, rotation)
-        return replace(codec, asymmetric=settings.asymmetric)
+        return replace(codec, asymmetric=settings.asymmetric, probe=self._probe())
 
     def check(self, codec: Codec) -> None:
-        """Refuse a codec that is not for vectors of this many dimensions. Raises VectorError."""
-        found = self.unit("a text", "passage", ["dimensions"]).shape[1]
-        if codec.dimensions != found:
+        """Refuse a codec that is not for this model's vectors. Raises VectorError."""
+        own, name = self._probe(), self.source.name
+        if codec.dimensions != len(own):
+            raise VectorError(f"the codec is for {codec.dimensions} dimensions, and {name} has {len(own)}: fit another")
+        if codec.probe is not None and not (cosine := float(codec.probe @ own)) >= ALIKE:
             raise VectorError(
-                f"the codec is for {codec.dimensions} dimensions, and {self.source.name} has {found}: fit another"
+                f"the codec is for another model than {name}: their vectors of one sentence have a cosine of {cosine:.2f}; "
+                "fit another"
             )
+
+    def _probe(self) -> Floats:
+        """The unit vector of PROBE, float32 (dimensions,)."""
+        found: Floats = self.unit("a sentence", "passage", [PROBE])[0]
+        return found
 
 
 def open_encoder(model: str) -> Encoder:
@@ -115,13 +132,15 @@ class Training:
         """The model with its head, adapter or weights trained for a goal, saved to a new folder with its codec."""
         if what == "head":
             trained = self.head(goal, schedule)
-            _save_with_head(self.encoder.source, trained.weights["head"], folder)
+            model = _with_head(self.encoder.source, trained.weights["head"])
         else:
             opened = open_model(self.encoder.source, _device())
             network = Network(opened, self.texts, self.encoder.reference.prompts, what == "lora", schedule.seed)
             trained = self._train(network, what, goal, schedule)
-            network.merged().save_pretrained(str(folder), create_model_card=False)
-        write_codec(folder / CODEC, trained.codec)
+            model = network.merged()
+        model.save_pretrained(str(folder), create_model_card=False)
+        probe = model.encode([PROBE], prompt=self.encoder.reference.prompts["passage"], show_progress_bar=False)
+        write_codec(folder / CODEC, replace(trained.codec, probe=normalized(probe)[0].astype(np.float32)))
         write_whole(folder / "README.md", _card(self.encoder.source, goal.level))
         told = {
             "trained": what,
@@ -212,8 +231,8 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _save_with_head(source: Source, head: Floats, folder: Path) -> None:
-    """The source model with a head after its pooling, as sentence-transformers saves it."""
+def _with_head(source: Source, head: Floats) -> "SentenceTransformer":
+    """The source model with a head after its pooling."""
     import torch
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
@@ -222,5 +241,4 @@ def _save_with_head(source: Source, head: Floats, folder: Path) -> None:
     dense.linear.weight.data = torch.from_numpy(head.T.copy())
     modules = [module for module in model if not isinstance(module, Normalize)]
     prompts = dict(model.prompts)
-    saved = type(model)(modules=[*modules, dense, Normalize()], prompts=prompts, device="cpu", similarity_fn_name="cosine")
-    saved.save_pretrained(str(folder), create_model_card=False)
+    return type(model)(modules=[*modules, dense, Normalize()], prompts=prompts, device="cpu", similarity_fn_name="cosine")

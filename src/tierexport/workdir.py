@@ -259,7 +259,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout:
-        raise MachineError(f"another build of {path} is running: wait for it, or name another --out") from None
+        raise MachineError(f"another run is writing {path}: wait for it, or name another --out") from None
     try:
         yield
     finally:

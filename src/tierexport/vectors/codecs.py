@@ -51,6 +51,7 @@ class Codec:
     `rotation`, float32 (dimensions, width) or None, comes before everything else; its rows are orthonormal. Where there is
     none, the width is the number of dimensions.
     `asymmetric`: documents alone are coded, queries stay as they are.
+    `probe`, float32 (dimensions,) or None, is the unit vector of one known sentence, by which another model's are told.
     """
 
     level: str
@@ -59,6 +60,7 @@ class Codec:
     per_vector: bool = False
     rotation: Floats | None = None
     asymmetric: bool = False
+    probe: Floats | None = None
     cells: Floats = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class Codec:
             raise VectorError(
                 f"a rotation of shape {self.rotation.shape} doesn't make the {self.width} numbers that are stored"
             )
+        if self.probe is not None and self.probe.shape != (self.dimensions,):
+            raise VectorError(f"a probe of shape {self.probe.shape} is no vector of {self.dimensions} dimensions")
         width = (self.high - self.low).astype(np.float32) / np.float32(CELLS[self.level])
         object.__setattr__(self, "cells", np.where(width <= 0, np.float32(1), width))
 

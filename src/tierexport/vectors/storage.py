@@ -19,8 +19,8 @@ VERSION = "1"
 def write_codec(path: Path, codec: Codec, codes: Bytes | None = None) -> None:
     """A codec, with the codes that it made of vectors where there are some, written whole or not at all."""
     arrays: dict[str, Any] = {"low": codec.low, "high": codec.high}
-    arrays |= {} if codec.rotation is None else {"rotation": codec.rotation}
-    arrays |= {} if codes is None else {"codes": codes}
+    further = {"rotation": codec.rotation, "probe": codec.probe, "codes": codes}
+    arrays |= {name: array for name, array in further.items() if array is not None}
     flags = {"per_vector": codec.per_vector, "asymmetric": codec.asymmetric}
     settings = json.dumps({"version": VERSION, "level": codec.level, **flags})
     write_whole(path, save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, {"tierexport.codec": settings}))
@@ -35,7 +35,7 @@ def read_codec(path: Path) -> tuple[Codec, Bytes | None]:
         if settings["version"] != VERSION:
             raise VectorError(f"{path} is a codec of version {settings['version']!r}, and {VERSION} is read: update tierexport")
         bounds, flags = (arrays["low"], arrays["high"]), (settings["per_vector"], settings["asymmetric"])
-        codec = Codec(settings["level"], *bounds, flags[0], arrays.get("rotation"), flags[1])
+        codec = Codec(settings["level"], *bounds, flags[0], arrays.get("rotation"), flags[1], arrays.get("probe"))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise VectorError(f"{path} is no codec that tierexport wrote: {error!r}") from None
     return codec, arrays.get("codes")
