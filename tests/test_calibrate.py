@@ -131,7 +131,7 @@ def test_texts_that_cannot_be_used_are_refused(tmp_path: Path, name: str, conten
 
 
 def test_texts_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file or folder"):
+    with pytest.raises(DataError, match="there is no file or folder .*nothing.txt"):
         calibration_texts("nothing.txt", 5, tmp_path)
     with pytest.raises(DataError, match="is not such a BEIR folder"):
         calibration_texts(str(tmp_path), 5, tmp_path)

@@ -23,8 +23,8 @@ from loopback_repository import User
 from loopback_writable import WritableHub, serving_writable
 from tierexport import load
 from tierexport.card import QUESTION
-from tierexport.datasets import BUILTIN
 from tierexport.records import Floats
+from tierexport.shipped import BUILTIN
 
 NAME, TOKEN = "alice/three_tier", "hf_alice"
 

@@ -1,5 +1,6 @@
 """The command line as a shell sees it: instant help, an example for each command, completion."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from conftest import run
 from tierexport import cli
 from tierexport.cli_vectors import vectors
+from tierexport.shipped import names_of
 
 COMMANDS = {name: each for name, each in cli.main.commands.items() if not isinstance(each, click.Group)}
 COMMANDS |= {f"vectors {name}": each for name, each in vectors.commands.items()}
@@ -53,6 +55,7 @@ def test_completion_is_offered_to_every_shell(shell: str) -> None:
         ("pub", "publish"),
         ("publish --des", "--despite"),
         ("build three", "three_tier"),
+        ("build sear", "searched/minilm_5.8"),
         ("map all-Mini", "all-MiniLM-L6-v2"),
         ("search bge-s", "bge-small-en-v1.5"),
     ],
@@ -70,3 +73,29 @@ def _program() -> str:
     from pathlib import Path
 
     return str(Path(sys.executable).parent / "tierexport")
+
+
+def test_a_path_that_no_system_takes_is_an_error_of_one_line() -> None:
+    done = run("inspect", "a" * 300)
+    assert done.exit_code == 3
+    assert "File name too long" in done.stderr
+    assert "unexpected" not in done.stderr
+    assert isinstance(run("--debug", "inspect", "a" * 300).exception, OSError)
+
+
+def test_recipes_in_folders_complete_and_open() -> None:
+    assert "searched/minilm_5.8" in names_of("recipes")
+    assert run("plan", "searched/minilm_5.8").exit_code == 0
+
+
+def test_a_library_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ImportError("libgomp.so.1 is missing")
+
+    monkeypatch.setattr("tierexport.libraries.import_sentence_transformers", broken)
+    done = run("doctor", "--json")
+    findings = json.loads(done.stdout)["findings"]
+    assert [each["found"] for each in findings if each["what"] == "torch" and not each["ok"]] == [
+        "ImportError: libgomp.so.1 is missing"
+    ]
+    assert done.exit_code == 3

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from conftest import Built, run
-from tierexport.datasets import BUILTIN
+from tierexport.shipped import BUILTIN
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from conftest import RECIPES, build, encoded, run
-from tierexport.datasets import BUILTIN
 from tierexport.encode import open_model
 from tierexport.formats.imatrix import read_imatrix
 from tierexport.records import Source
+from tierexport.shipped import BUILTIN
 from tierexport.source import open_source
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -14,10 +14,11 @@ from pyarrow import parquet
 
 from loopback_hub import COMMIT, Hub, serving
 from tierexport.beir import read_beir, read_retrieval_set
-from tierexport.datasets import BUILTIN, calibration_texts
+from tierexport.datasets import calibration_texts
 from tierexport.errors import DataError
 from tierexport.recipe import read_recipe
 from tierexport.records import RetrievalSet
+from tierexport.shipped import BUILTIN
 
 Rows = list[dict[str, Any]]
 Files = dict[str, Rows | bytes]
@@ -198,7 +199,7 @@ def without(column: str, rows: Rows) -> Rows:
         ("org/small", {f"corpus/train{SHARD}": without("_id", ONLY_TEXT)}, 'entry 1 has no "_id"'),
         ("org/small", {f"queries/train{SHARD}": without("text", QUERIES)}, 'every line needs a "text", and one has None'),
         ("org/small", {f"qrels/train{SHARD}": without("corpus-id", NO_GRADE)}, "entry 1 is not a query-id, a corpus-id and"),
-        ("org/small", {f"qrels/train{SHARD}": [{**QRELS[0], "score": 0.5}]}, "a whole score: {'query-id': "),
+        ("org/small", {f"qrels/train{SHARD}": [{**QRELS[0], "score": 0.5}]}, "a whole score up to 1000: {'query-id': "),
         ("org/small", {f"corpus/train{SHARD}": [*ONLY_TEXT, ONLY_TEXT[3]]}, "entry 161: the id 'd004' is there twice"),
         ("org/small", {f"queries/train{SHARD}": [*QUERIES, {"_id": "q99", "text": " "}]}, "entry 61: 'q99' has no text"),
         ("org/small", {f"qrels/train{SHARD}": [*NO_GRADE, NO_GRADE[0]]}, "is judged twice for "),

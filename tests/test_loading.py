@@ -1,5 +1,6 @@
 """tierexport.load: an artifact, the GGUF included, is a SentenceTransformer to whoever takes one."""
 
+import gc
 import json
 import os
 import re
@@ -14,11 +15,12 @@ import pytest
 from conftest import Built, encoded
 from tierexport import load
 from tierexport.beir import read_beir
-from tierexport.datasets import BUILTIN, screen
+from tierexport.datasets import screen
 from tierexport.encode import open_model
 from tierexport.errors import ArtifactError
 from tierexport.metrics import cosines
 from tierexport.records import Source
+from tierexport.shipped import BUILTIN
 from tierexport.verify.readers import read_gguf
 
 
@@ -151,3 +153,17 @@ def test_the_folder_opens_by_its_own_name(three_tier: Built) -> None:
     whole = import_sentence_transformers().SentenceTransformer(str(three_tier.folder), device="cpu")
     assert np.array_equal(whole.encode(texts), load(str(three_tier.folder / "torchao")).encode(texts))
     assert whole.max_seq_length == 256
+
+
+def test_a_model_that_nobody_holds_takes_no_memory(f16: Built) -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count(gguf_of(f16).name)
+
+    gc.collect()
+    before = mapped()
+    model = load(str(gguf_of(f16)))
+    model.encode(["a text"])
+    assert mapped() > before
+    del model
+    gc.collect()
+    assert mapped() == before

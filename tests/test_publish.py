@@ -16,7 +16,7 @@ from conftest import RECIPES, Built, build, run
 from loopback_card import card_errors
 from loopback_repository import User
 from loopback_writable import Fault, Kind, WritableHub, serving_writable
-from tierexport.datasets import BUILTIN
+from tierexport.shipped import BUILTIN
 
 TOKEN = "hf_" + "a" * 20 + "SECRET"
 NAME = "alice/tiny"
@@ -303,3 +303,28 @@ def test_the_manifest_names_every_file_that_was_proven(tiny: Built) -> None:
     for name, digest in files.items():
         assert hashlib.sha256((tiny.folder / name).read_bytes()).hexdigest() == digest
     assert set(local(tiny.folder)) - set(files) == {"manifest.json", "report.html", "verify.json"}
+
+
+def test_what_a_kill_left_beside_a_folder_is_not_published(tiny: Built, tmp_path: Path) -> None:
+    left = tmp_path / ".out.building"
+    shutil.copytree(tiny.folder, left)
+    (gguf,) = (left / "gguf").iterdir()
+    gguf.write_bytes(b"of another release")
+    (left / "extra.txt").write_text("stray")
+    out = tmp_path / "out"
+    options = ("--to", f"dir:{out}", "--despite", "local-paths")
+    assert run("publish", tiny.folder, *options).exit_code == 0
+    there = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    del there["README.md"]
+    assert there == local(tiny.folder)
+    (out / "notes.txt").write_text("mine")
+    (out / "gguf" / "old.gguf").write_bytes(b"old")
+    assert run("publish", tiny.folder, *options).exit_code == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not (out / "gguf" / "old.gguf").exists()
+
+
+def test_a_home_may_be_named(tiny: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("publish", tiny.folder, "--to", "dir:~/out", "--despite", "local-paths").exit_code == 0
+    assert (tmp_path / "out" / "manifest.json").is_file()

@@ -1,5 +1,6 @@
 """Recipes are read strictly: every mistake is named by its key, value, rule and remedy."""
 
+import copy
 import itertools
 import tomllib
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import RECIPES
+from conftest import RECIPES, run
 from tierexport.errors import RecipeError
-from tierexport.recipe import layer_range, parse_recipe, read_recipe
+from tierexport.recipe import PATH_KEYS, layer_range, parse_recipe, read_recipe, settle_paths
 
 THREE_TIER = RECIPES / "three_tier.toml"
 
@@ -105,3 +106,32 @@ def test_shares_that_meet_cover_every_layer_once(depth: int, cuts: list[int]) ->
     pairs = itertools.pairwise([0, *sorted(cuts), 100])
     covered = [layer for low, high in pairs for layer in layer_range(f"{low}%-{high}%", depth, "")]
     assert covered == list(range(depth))
+
+
+def test_paths_are_settled_and_names_are_not(tmp_path: Path) -> None:
+    for name in ("texts.txt", "builtin"):
+        (tmp_path / name).write_text("a text")
+    (tmp_path / "set").mkdir()
+    document = {
+        "model": "all-MiniLM-L6-v2",
+        "calibration": {"texts": "builtin", "imatrix": "~no.such.user/there"},
+        "verify": {"data": ["set", "set:dev", "ORG/NAME:dev", "builtin"], "sts": "texts.txt"},
+    }
+    before = copy.deepcopy(document)
+    settle_paths(document, PATH_KEYS, tmp_path)
+    here = str(tmp_path)
+    assert document == before | {
+        "verify": {"data": [f"{here}/set", f"{here}/set:dev", "ORG/NAME:dev", "builtin"], "sts": f"{here}/texts.txt"}
+    }
+
+
+@pytest.mark.parametrize("key", ["model", "verify.data"])
+def test_a_user_who_is_not_there_is_no_traceback(key: str) -> None:
+    done = run("build", "int8", "--set", f"{key}=~no.such.user/x")
+    assert done.exit_code == 2
+    assert "~no.such.user/x" in done.stderr
+
+
+def test_a_key_below_a_value_is_named() -> None:
+    with pytest.raises(RecipeError):
+        read_recipe(RECIPES / "int8.toml", ["calibration.texts=x", "calibration=5"])

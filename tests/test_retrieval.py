@@ -10,10 +10,10 @@ from scipy import stats
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.metrics import ndcg_score
 
-from tierexport.beir import read_beir
-from tierexport.datasets import BUILTIN
+from tierexport.beir import read_beir, read_retrieval_set
 from tierexport.errors import DataError
 from tierexport.records import Floats, RetrievalSet
+from tierexport.shipped import BUILTIN
 from tierexport.verify.intervals import difference
 from tierexport.verify.retrieval import score, top_documents
 
@@ -79,6 +79,12 @@ def test_the_built_in_set_is_whole() -> None:
     assert data.documents[0].startswith(
         json.loads((BUILTIN / "retrieval" / "corpus.jsonl").read_text().splitlines()[0])["title"]
     )
+
+
+def test_the_built_in_set_has_a_name_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "builtin").mkdir()
+    found = read_retrieval_set("builtin", tmp_path)
+    assert (found.name, found.documents) == ("builtin", read_beir(BUILTIN / "retrieval").documents)
 
 
 def test_search_in_chunks_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +155,8 @@ QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\n"
         (CORPUS, QUERIES, QRELS + "q1\td1\t2\n", "'d1' is judged twice for 'q1'"),
         (CORPUS, QUERIES, QRELS + "q1 d2 1\n", "line 3 is not QUERY, DOCUMENT and a whole grade"),
         (CORPUS, QUERIES, QRELS + "q1\td2\thigh\n", "line 3 is not QUERY, DOCUMENT and a whole grade"),
+        (CORPUS, QUERIES, QRELS + "q1\td2\t3000000000\n", "a whole grade up to 1000"),
+        (CORPUS, QUERIES, QRELS + "q1\td2\t--5\n", "line 3 is not QUERY, DOCUMENT and a whole grade"),
         (CORPUS, QUERIES, "query-id\tcorpus-id\tscore\n", "judges nothing"),
         (CORPUS + '{"_id": "d1", "text": "again"}\n', QUERIES, QRELS, "entry 3: the id 'd1' is there twice"),
         (CORPUS + '{"_id": "d3", "text": ""}\n', QUERIES, QRELS, "entry 3: 'd3' has no text"),

@@ -21,17 +21,18 @@ from scipy import stats
 from conftest import RECIPES, build, run
 from tierexport import pipeline
 from tierexport.beir import read_beir
-from tierexport.datasets import BUILTIN
-from tierexport.errors import InputError
+from tierexport.errors import InputError, PlanError
 from tierexport.exploration import Study
 from tierexport.formats.gguf import converted
-from tierexport.records import Source
+from tierexport.records import Source, Tensor
 from tierexport.search import recipes
 from tierexport.search.allocate import allocate, predicted
 from tierexport.search.bench import Bench
+from tierexport.search.layer_map import damage_of
 from tierexport.search.lossless import RetrievalJudge
 from tierexport.search.sensitivity import Option, types_of
 from tierexport.search.stock import quantize_stock
+from tierexport.shipped import BUILTIN
 from tierexport.source import describe, open_source
 
 
@@ -142,6 +143,10 @@ def test_search_keeps_the_budget_and_uses_it(tiny_model: Path, tmp_path: Path, m
         ["--bits", "5", "--frontier"],
         ["--lossless", "--frontier"],
         ["--bits", "0"],
+        ["--bits", "nan"],
+        ["--bits", "inf"],
+        ["--bits", "9", "--out", str(tmp_path)],
+        ["--bits", "9", "--out", "my recipe.toml"],
     ):
         assert run("search", tiny_model, *options).exit_code == 2
 
@@ -180,7 +185,7 @@ def test_lossless_is_the_smallest_that_cannot_be_told_from_fp32(tiny_model: Path
     study = Study(str(tiny_model))
     assert study.smallest <= found["bytes"] <= study.largest
     (judged,) = found["results"][0]["retrieval"]
-    assert judged["dataset"] == "retrieval"
+    assert judged["dataset"] == "builtin"
     if found["bytes"] > study.smallest * 1.02:  # what is 2 % smaller can be told
         judge = RetrievalJudge(study.bench, study.source, read_beir(BUILTIN / "retrieval"))
         smaller = study.within(int(found["bytes"] * 0.98))
@@ -271,3 +276,8 @@ def test_recipes_that_were_found_still_keep_their_budget(path: Path) -> None:
     budget = int(tomllib.loads(path.read_text())["description"].split()[4].replace(",", ""))
     (planned,) = pipeline.plan(path).formats
     assert 0.95 * budget < planned.bytes < budget  # of the tensors alone; the header comes to that
+
+
+def test_a_shape_that_no_type_takes_has_no_map(study: Study) -> None:
+    with pytest.raises(PlanError, match="takes no type of 4 bits: their blocks don't divide its 312 columns"):
+        damage_of(study.bench, 0, [Tensor("odd", "ffn_up", 0, (600, 312))], 4)

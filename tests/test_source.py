@@ -76,7 +76,33 @@ def test_files_that_are_no_part_of_the_model_are_left_alone(model: Path) -> None
     for name in ("checkpoint-500", "onnx"):
         (model / name).mkdir()
         (model / name / "model.safetensors").write_bytes(b"garbage")
+        (model / name / "trainer_state.json").write_text("{}")
+    (model / "folder.json").mkdir()
+    (model / "broken.json").symlink_to("nowhere")
     assert open_source(str(model)).digest == before
+
+
+def test_a_description_of_a_folder_can_be_opened_by_what_it_is_called(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.toml").write_text('source = "../model"\nmax_tokens = 100\n')
+    source = open_source("mine", tmp_path)
+    assert source.digest != open_source(str(model)).digest
+    monkeypatch.chdir(tmp_path)
+    assert open_source(source.spec).digest == source.digest
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['languages = "en"', "max_tokens = -5", "max_tokens = true", 'max_tokens = "512"', 'prompts = "query: "', "name = 5",
+     "prompts = {query = 5}", "revision = 5", "published = 1"],
+)  # fmt: skip
+def test_descriptions_are_read_strictly(line: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.toml").write_text(f'source = "../model"\n{line}\n')
+    with pytest.raises(SourceError, match=rf"mine.toml: {line.partition(' ')[0]} has to be a"):
+        open_source("mine", tmp_path)
 
 
 def test_a_description_that_contradicts_the_files_is_refused(model: Path, tmp_path: Path) -> None:
@@ -111,6 +137,32 @@ def _truncated(model: Path) -> None:
 
 def _not_safetensors(model: Path) -> None:
     (model / "model.safetensors").write_bytes(b"not a header")
+
+
+def _pickled_head(model: Path) -> None:
+    edit(model / "modules.json", lambda m: m.append({"path": "2_Dense", "type": "sentence_transformers.models.Dense"}))
+    (model / "2_Dense").mkdir()
+    (model / "2_Dense" / "pytorch_model.bin").write_bytes(b"a pickle")
+
+
+def _odd_prompts(model: Path) -> None:
+    (model / "config_sentence_transformers.json").write_text('{"prompts": ["query: "]}')
+
+
+def _odd_limit(model: Path) -> None:
+    (model / "sentence_bert_config.json").write_text('{"max_seq_length": "128"}')
+
+
+def _deep_config(model: Path) -> None:
+    (model / "config.json").write_text("[" * 100_000)
+
+
+def _module_without_path(model: Path) -> None:
+    edit(model / "modules.json", lambda modules: modules[1].update(path=None))
+
+
+def _layers_below_zero(model: Path) -> None:
+    edit(model / "config.json", lambda config: config.update(num_hidden_layers=-3))
 
 
 def _remote_code(model: Path) -> None:
@@ -189,6 +241,12 @@ def _other_pooling(model: Path) -> None:
     ("spoil", "message"),
     [
         (_pickled, "weights pickled .pytorch_model.bin."),
+        (_pickled_head, "2_Dense has its weights pickled"),
+        (_odd_prompts, "prompts has to be a table of texts"),
+        (_odd_limit, "max_seq_length has to be a whole number"),
+        (_deep_config, "can't be read as JSON"),
+        (_module_without_path, "has to be a list of modules"),
+        (_layers_below_zero, "states no whole number of layers"),
         (_no_weights, "no model.safetensors"),
         (_truncated, "damaged or cut short"),
         (_not_safetensors, "damaged or cut short"),

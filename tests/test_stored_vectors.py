@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 import tierexport
 from conftest import RECIPES, Built, build, run
 from tierexport.beir import read_beir
-from tierexport.datasets import BUILTIN, screen
+from tierexport.datasets import screen
 from tierexport.libraries import import_sentence_transformers
+from tierexport.shipped import BUILTIN
 from tierexport.vectors.storage import read_codec
 from tierexport.verify.retrieval import score
 
@@ -179,3 +181,12 @@ def test_a_trained_model_is_built_with_its_codec(what: str, tiny_recipe: Path, t
     built = build(tiny_recipe, tmp_path / "built", "--set", f'model="{out}"')
     assert [each["vectors"] for each in rows(built.folder)] == [None, "binary"] * 2
     assert built.manifest["vectors"]["bytes"] == 8
+
+
+def test_another_codec_in_the_folder_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    built = build(tiny_recipe, tmp_path / "out", "--set", "vectors.level=binary", "--set", 'formats=["gguf"]')
+    run("vectors", "fit", tiny_recipe.parent / "model", "--level", "int4", "--out", tmp_path / "other")
+    shutil.copy(tmp_path / "other", built.folder / "codec.safetensors")
+    done = run("verify", built.folder, "--device", "cpu")
+    assert done.exit_code == 2
+    assert "another codec than the one" in done.stderr

@@ -6,20 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.numpy import load_file
 
 from conftest import RECIPES, run
 from tierexport.beir import read_beir
-from tierexport.datasets import BUILTIN
+from tierexport.datasets import texts_in
 from tierexport.encode import open_model
-from tierexport.errors import VectorError
+from tierexport.errors import DataError, VectorError
 from tierexport.libraries import import_sentence_transformers
 from tierexport.metrics import normalized
 from tierexport.records import SCALINGS
+from tierexport.shipped import BUILTIN
 from tierexport.source import open_source
-from tierexport.vectoring import Training, open_encoder, train_model
+from tierexport.vectoring import Training, _with_head, open_encoder, train_model
 from tierexport.vectors.codecs import TOP
 from tierexport.vectors.storage import read_codec
 from tierexport.vectors.trainees import Head, Network, applied
@@ -384,7 +387,7 @@ def test_fit_and_what_is_wrong(tiny_model: Path, some_pairs: Path, tmp_path: Pat
     (tmp_path / "bad.jsonl").write_text('{"query": "a"}\n')
     bad = run("vectors", "train", tiny_model, "--pairs", tmp_path / "bad.jsonl", "--level", "int8", "--out", tmp_path / "out")
     assert bad.exit_code == 2
-    assert "line 1" in bad.stderr
+    assert "entry 1" in bad.stderr
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "training.json").write_text('{"rate": 1}')  # somebody else's
     refused = run("vectors", "train", tiny_model, "--pairs", some_pairs, "--level", "int8", "--out", tmp_path / "mine")
@@ -399,7 +402,7 @@ def test_fit_and_what_is_wrong(tiny_model: Path, some_pairs: Path, tmp_path: Pat
     refused = run("vectors", "train", tiny_model, "--pairs", some_pairs, "--level", "int8", "--out", tmp_path / "mine")
     assert "is not replaced" in refused.stderr  # a codec alone does not make a folder ours
     assert (tmp_path / "mine" / "codec.safetensors").is_file()
-    assert run("vectors", "eval", tiny_model, "--pairs", few, "--data", "x", "--seed", "-1").exit_code == 2
+    assert "--seed" in run("vectors", "eval", tiny_model, "--pairs", few, "--data", "x", "--seed", "-1").stderr
     other = run("vectors", "fit", tiny_model, "--level", "binary", "--asymmetric", "--out", tmp_path / "documents")
     assert other.exit_code == 0, other.stderr
     made = ("--codec", tmp_path / "documents", "--out", tmp_path / "v")
@@ -413,3 +416,84 @@ def test_fit_and_what_is_wrong(tiny_model: Path, some_pairs: Path, tmp_path: Pat
     wrong = run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", "--codec", tmp_path / "none", "--out", tmp_path / "v")
     assert wrong.exit_code == 2
     assert "is no codec" in wrong.stderr
+
+
+def test_nothing_is_written_over_but_a_codec(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
+    texts, codec = tmp_path / "texts.txt", tmp_path / "codec"
+    texts.write_text("one\ntwo\n")
+    fitting = ("vectors", "fit", tiny_model, "--level", "int8", "--out")
+    encoding = ("vectors", "encode", tiny_model, texts, "--codec", codec, "--out")
+    for _ in range(2):  # a codec may take a codec's place
+        assert run(*fitting, codec).exit_code == 0
+        assert run(*encoding, tmp_path / "vectors").exit_code == 0
+    for command in (fitting, encoding):
+        for out in (texts, tmp_path, "."):
+            refused = run(*command, out)
+            assert refused.exit_code == 2
+            assert "is no codec, so it is not replaced" in refused.stderr
+    assert texts.read_text() == "one\ntwo\n"
+    out = tmp_path / "trained"
+    schedule = ("--level", "int8", "--steps", "1", "--every", "1")
+    assert run("vectors", "train", tiny_model, "--pairs", some_pairs, *schedule, "--out", out).exit_code == 0
+    refused = run(*fitting, out / "codec.safetensors")
+    assert refused.exit_code == 2
+    assert "belongs to the model" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("texts.json", '["one", "two"]', "is neither a .txt"),
+        ("texts.csv", "text\none\n", "is neither a .txt"),
+        ("texts.jsonl", '{"text": "one", "kind": "query"}\n', "where each has to be a passage"),
+        ("texts.jsonl", '{"text": "cut \\ud83d"}\n', "half of a character"),
+        ("texts.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("texts.txt", "", "holds no text"),
+    ],
+)
+def test_texts_that_would_be_encoded_wrongly(name: str, content: str, told: str, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    run("vectors", "fit", tiny_model, "--level", "int8", "--out", tmp_path / "codec")
+    done = run("vectors", "encode", tiny_model, tmp_path / name, "--codec", tmp_path / "codec", "--out", tmp_path / "v")
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert not (tmp_path / "v").exists()
+
+
+def test_a_mark_of_byte_order_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("one\ntwo\n", "utf-8-sig")
+    assert texts_in(str(tmp_path / "texts.txt"), "passage") == ["one", "two"]
+
+
+def test_a_split_may_be_named(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        for part in ("corpus", "queries"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            parquet.write_table(
+                pyarrow.table({"_id": ["1"], "text": [f"{part} of {split}"]}), tmp_path / part / f"{split}.parquet"
+            )
+    assert texts_in(f"{tmp_path}:dev", "query") == ["queries of dev"]
+    with pytest.raises(DataError, match="name one as in NAME:SPLIT"):
+        texts_in(str(tmp_path), "query")
+
+
+def test_texts_without_a_difference_make_no_codec(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("the same\n" * 9)
+    done = run("vectors", "fit", tiny_model, "--level", "int4", "--texts", tmp_path / "texts.txt", "--out", tmp_path / "c")
+    assert done.exit_code == 2
+    assert "all 9 texts have the same vector" in done.stderr
+
+
+def test_a_head_comes_behind_all_that_was_trained_on(tiny_model: Path, tmp_path: Path) -> None:
+    """A model may normalize in the middle, and have a prompt by default."""
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+
+    st = import_sentence_transformers()
+    torch.manual_seed(0)
+    modules = [*st.SentenceTransformer(str(tiny_model), device="cpu")][:2]
+    prompts = {"query": "", "document": "find: "}
+    modules = [*modules, Normalize(), Dense(64, 64, activation_function=torch.nn.Tanh()), Normalize()]
+    model = st.SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name="document", device="cpu")
+    model.save_pretrained(str(tmp_path / "model"))
+    headed = _with_head(open_source(str(tmp_path / "model")), np.eye(64, dtype=np.float32))
+    assert np.allclose(headed.encode(["some words"]), model.encode(["some words"]), atol=1e-5)

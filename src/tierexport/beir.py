@@ -13,12 +13,15 @@ distributes them, or as repositories of the hub do:
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tierexport.errors import DataError
 from tierexport.hub import fetch, is_hub_id
 from tierexport.records import RetrievalSet
+from tierexport.shipped import BUILTIN
 from tierexport.textfiles import COMPRESSIONS, TEXT_COLUMNS, as_text, read_lines, read_records
+from tierexport.workdir import expanded
 
 QRELS = ("qrels/*.tsv", "qrels/*.jsonl", "qrels/*.parquet", "data/*.parquet", "default/*.parquet")
 LAYOUTS = {
@@ -31,6 +34,11 @@ LAYOUTS = {
 
 JUDGEMENT_COLUMNS = ("query-id", "corpus-id", "score")
 
+MOST_GRADE = 1000
+"""The highest grade that is believed: trec_eval's code takes memory in proportion to it."""
+
+_GRADE = re.compile(r"-?[0-9]{1,9}")
+
 _FILE = re.compile(r"(?P<split>.+?)(-\d+-of-\d+(-[0-9a-f]+)?)?\.(jsonl|tsv|parquet)(\.gz|\.xz)?")
 """A file's name: its split and, for parquet, its shard."""
 
@@ -38,22 +46,27 @@ _FILE = re.compile(r"(?P<split>.+?)(-\d+-of-\d+(-[0-9a-f]+)?)?\.(jsonl|tsv|parqu
 def split_off(name: str, base: Path) -> tuple[str, str | None]:
     """A set's name without its `:SPLIT`, and the split; a folder with a colon in its name stays whole."""
     head, colon, split = name.rpartition(":")
-    return (head, split) if colon and not (base / Path(name).expanduser()).is_dir() else (name, None)
+    return (head, split) if colon and not (base / expanded(name)).is_dir() else (name, None)
 
 
 def read_retrieval_set(name: str, base: Path) -> RetrievalSet:
-    """The set that FOLDER[:SPLIT] (relative to `base`) or ORG/NAME[@REVISION][:SPLIT] names; a folder wins.
+    """The set that FOLDER[:SPLIT] (relative to `base`), ORG/NAME[@REVISION][:SPLIT] or "builtin" names; of a folder and
+    a repository the folder wins.
 
     Without a split it is the test split, or the only one. The revision is that of the texts: qrels in
     a repository of their own are taken at its newest. Raises DataError for a set that is not there or
     contradicts itself, MachineError when the hub can't be reached.
     """
+    if name == "builtin":
+        return replace(read_beir(BUILTIN / "retrieval"), name=name)
     place, split = split_off(name, base)
-    folder = base / Path(place).expanduser()
+    folder = base / expanded(place)
     if folder.is_dir():
-        return read_beir(folder, split)
+        return read_beir(folder.resolve(), split)
     if not is_hub_id(place):
-        raise DataError(f"there is no retrieval set {name!r}: it is no folder, and no ORG/NAME[@REVISION][:SPLIT] of a hub")
+        raise DataError(
+            f"there is no retrieval set {name!r}: it is no folder, no ORG/NAME[@REVISION][:SPLIT] of a hub, and not builtin"
+        )
     repository, _, revision = place.partition("@")
     folder = _fetch(repository, revision or None, "corpus", "queries", "qrels")
     return _read(name, folder, folder if _splits(folder, "qrels") else _fetch_qrels(repository), split)
@@ -174,8 +187,11 @@ def _judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
     for number, record in enumerate(read_records(path, JUDGEMENT_COLUMNS), 1):
         query, document, grade = record.get("query-id"), record.get("corpus-id"), record.get("score", 1)
         named = all(isinstance(name, str | int) for name in (query, document))
-        if not named or not isinstance(grade, int | float) or grade != grade // 1:
-            raise DataError(f"{path}, entry {number} is not a query-id, a corpus-id and a whole score: {str(record)[:80]}")
+        if not named or not isinstance(grade, int | float) or grade != grade // 1 or abs(grade) > MOST_GRADE:
+            raise DataError(
+                f"{path}, entry {number} is not a query-id, a corpus-id and a whole score up to {MOST_GRADE}: "
+                f"{str(record)[:80]}"
+            )
         yield f"{path}, entry {number}", str(query), str(document), int(grade)
 
 
@@ -183,8 +199,11 @@ def _judged_lines(path: Path) -> Iterator[tuple[str, str, str, int]]:
     """The same of a TSV, whose first line may be a header."""
     for number, line in enumerate(read_lines(path), 1):
         fields = line.rstrip("\r\n").split("\t")
-        if not line.strip() or (number == 1 and not fields[-1].lstrip("-").isdecimal()):
+        if not line.strip() or (number == 1 and not _GRADE.fullmatch(fields[-1])):
             continue
-        if len(fields) != 3 or not fields[2].lstrip("-").isdecimal():
-            raise DataError(f"{path}, line {number} is not QUERY, DOCUMENT and a whole grade, with tabs between: {line[:80]!r}")
+        if len(fields) != 3 or not _GRADE.fullmatch(fields[2]) or abs(int(fields[2])) > MOST_GRADE:
+            raise DataError(
+                f"{path}, line {number} is not QUERY, DOCUMENT and a whole grade up to {MOST_GRADE}, with tabs between: "
+                f"{line[:80]!r}"
+            )
         yield f"{path}, line {number}", fields[0], fields[1], int(fields[2])

@@ -11,7 +11,7 @@ import click
 
 from tierexport import __version__
 from tierexport.cli_vectors import vectors
-from tierexport.errors import TierexportError
+from tierexport.errors import MachineError, TierexportError
 from tierexport.terminal import complete, examples, json_option, model_argument, print_json, print_parts
 
 EXIT_GATE_FAILED = 1
@@ -31,10 +31,16 @@ class Group(click.Group):
                 raise
             click.echo(f"tierexport: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if ctx.params.get("debug"):
+                raise
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            click.echo(f"tierexport: can't use {what} (tierexport --debug … shows where)", err=True)
+            ctx.exit(MachineError.exit_code)
         except Exception as error:
             if ctx.params.get("debug") or isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
                 raise
-            click.echo(f"tierexport: unexpected {type(error).__name__}: {error} (--debug shows where)", err=True)
+            click.echo(f"tierexport: unexpected {type(error).__name__}: {error} (tierexport --debug … shows where)", err=True)
             ctx.exit(EXIT_UNEXPECTED)
 
 
@@ -49,7 +55,7 @@ main.add_command(vectors)
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path), shell_complete=complete("recipes"))
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key, e.g. tiers.middle.bits=5."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key, e.g. tiers.middle.bits=8."
 )
 
 
@@ -128,6 +134,8 @@ def _exit_with(found: Any) -> None:
             click.echo(f"tierexport: {verdict.format} on {verdict.device}: {verdict.status}: {verdict.reason}", err=True)
         for example in verdict.token_examples:
             click.echo(f"tierexport: {verdict.format} on {verdict.device}: other tokens: {example}", err=True)
+    for name in found.ran_nowhere:
+        click.echo(f"tierexport: {name} ran on no device, so nothing is proven", err=True)
     for gate in found.gates:
         if not gate.passed:
             value = "was not measured" if gate.value is None else f"is {gate.value:.5f}"
@@ -270,7 +278,6 @@ def doctor(as_json: bool) -> None:
     from dataclasses import asdict
 
     from tierexport.doctor import examine
-    from tierexport.errors import MachineError
 
     findings = examine()
     if as_json:

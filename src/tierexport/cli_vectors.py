@@ -23,7 +23,7 @@ scaling_option = click.option(
 )
 asymmetric_option = click.option("--asymmetric", is_flag=True, help="Documents are quantized, queries not.")
 widen_option = click.option(
-    "--widen", default=1, show_default=True, type=click.IntRange(1), help="So many times as many dimensions."
+    "--widen", default=1, show_default=True, type=click.IntRange(1, 16), help="So many times as many dimensions."
 )
 pairs_option = click.option(
     "--pairs", required=True, type=click.Path(path_type=Path), help='A .jsonl of "query" and "positive".'
@@ -36,7 +36,9 @@ contrast_option = click.option(
 )
 steps_option = click.option("--steps", default=10_000, show_default=True, type=click.IntRange(1), help="Steps to train.")
 every_option = click.option("--every", default=500, show_default=True, type=click.IntRange(1), help="Between checkpoints.")
-seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the order of pairs.")
+seed_option = click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Seed of the order of pairs."
+)
 
 
 @vectors.command(

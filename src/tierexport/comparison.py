@@ -52,7 +52,10 @@ def compare(folders: Sequence[Path]) -> tuple[Compared, ...]:
         name = f"{manifest['model']['name']} {recipe}" if several else recipe
         sizes = {each["format"]: each for each in manifest["artifacts"]}
         results = [each for each in read_verification(folder).verdicts if each.status == "ok" and not each.vectors]
-        found += [_compared(name, sizes[each.format], each) for each in results]
+        try:
+            found += [_compared(name, sizes[each.format], each) for each in results]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{folder} is not what this tierexport writes ({error!r}): verify it again") from None
         if not results:
             raise ArtifactError(f"{folder}: no artifact in it ran on any device: verify it again")
     return tuple(sorted(found, key=lambda each: each.bytes))

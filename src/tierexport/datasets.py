@@ -1,16 +1,16 @@
 """Texts to calibrate on and sentence pairs: the built-in ones, from files, from BEIR folders. Knows no model."""
 
+import math
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from tierexport.beir import text_files
+from tierexport.beir import split_off, text_files
 from tierexport.errors import DataError
 from tierexport.records import Text
-from tierexport.textfiles import TEXT_COLUMNS, as_text, read_lines, read_records
-
-BUILTIN = Path(str(resources.files("tierexport"))) / "data"
+from tierexport.shipped import BUILTIN
+from tierexport.textfiles import COMPRESSIONS, TEXT_COLUMNS, as_text, checked_text, read_lines, read_records
+from tierexport.workdir import expanded
 
 
 def screen() -> list[str]:
@@ -27,7 +27,7 @@ def calibration_texts(name: str, count: int, folder: Path) -> list[Text]:
     """
     texts = [text for text in _texts(name, folder) if text.text]
     if not texts:
-        raise DataError(f"calibration.texts = {name!r} holds no text: calibration needs some")
+        raise DataError(f"{name} holds no text: calibration needs some")
     return spread(texts, count)
 
 
@@ -36,13 +36,13 @@ def texts_in(name: str, kind: str) -> list[str]:
 
     Empty ones stay, so that row n is text n. Raises DataError when there are none.
     """
-    path = Path(name).expanduser()
+    path, split = _place(name, Path())
     if path.is_dir():
-        texts = list(_part(path, "queries" if kind == "query" else "corpus"))
+        texts = list(_part(path, "queries" if kind == "query" else "corpus", split))
     elif not path.is_file():
         raise DataError(f"there is no file or folder {name}")
     elif _is_jsonl(path):
-        texts = [as_text(record, path).text for record in read_records(path, TEXT_COLUMNS)]
+        texts = [_of_kind(record, kind, path) for record in read_records(path, TEXT_COLUMNS)]
     else:
         texts = [line.strip() for line in read_lines(path)]
     if not texts:
@@ -50,8 +50,24 @@ def texts_in(name: str, kind: str) -> list[str]:
     return texts
 
 
+def _place(name: str, folder: Path) -> tuple[Path, str]:
+    """The file or folder of a name, and the split of a folder that may follow it as `:SPLIT`."""
+    place, split = (name, None) if (folder / expanded(name)).is_file() else split_off(name, folder)
+    return folder / expanded(place), split or "test"
+
+
+def _of_kind(record: dict[str, Any], kind: str, path: Path) -> str:
+    if record.get("kind", kind) != kind:
+        raise DataError(f"{path} holds a text of the kind {record['kind']!r}, where each has to be a {kind}")
+    return as_text(record, path).text
+
+
 def _is_jsonl(path: Path) -> bool:
-    return ".jsonl" in [suffix.lower() for suffix in path.suffixes]
+    """Whether a file has a JSON object on each line, and not a text. Raises DataError for one that has neither, by its name."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSIONS]
+    if not suffixes or suffixes[-1] not in (".jsonl", ".txt"):
+        raise DataError(f"{path} is neither a .txt (a text per line) nor a .jsonl file")
+    return suffixes[-1] == ".jsonl"
 
 
 def spread(items: list[Any], count: int) -> list[Any]:
@@ -62,20 +78,20 @@ def spread(items: list[Any], count: int) -> list[Any]:
 
 
 def _texts(name: str, folder: Path) -> Iterator[Text]:
-    path = BUILTIN / "calibration.jsonl" if name == "builtin" else folder / Path(name).expanduser()
+    path, split = (BUILTIN / "calibration.jsonl", "") if name == "builtin" else _place(name, folder)
     if path.is_dir():
-        yield from _beir_texts(path)
+        yield from _beir_texts(path, split)
     elif not path.is_file():
-        raise DataError(f"calibration.texts = {name!r}: there is no such file or folder ({path})")
+        raise DataError(f"there is no file or folder {path} to take texts from")
     elif _is_jsonl(path):
         yield from (as_text(record, path) for record in read_records(path, TEXT_COLUMNS))
     else:
         yield from (Text(line.strip(), "passage") for line in read_lines(path) if line.strip())
 
 
-def _beir_texts(folder: Path) -> Iterator[Text]:
-    passages = [Text(text, "passage") for text in _part(folder, "corpus")]
-    queries = [Text(text, "query") for text in _part(folder, "queries")]
+def _beir_texts(folder: Path, split: str) -> Iterator[Text]:
+    passages = [Text(text, "passage") for text in _part(folder, "corpus", split)]
+    queries = [Text(text, "query") for text in _part(folder, "queries", split)]
     queries = spread(queries, max(len(passages) // 3, 1))
     for index, passage in enumerate(passages):
         yield passage
@@ -83,8 +99,8 @@ def _beir_texts(folder: Path) -> Iterator[Text]:
             yield queries[index // 3]
 
 
-def _part(folder: Path, part: str) -> Iterator[str]:
-    for path in text_files(folder, part):
+def _part(folder: Path, part: str, split: str) -> Iterator[str]:
+    for path in text_files(folder, part, split):
         yield from (as_text(record, path).text for record in read_records(path, TEXT_COLUMNS))
 
 
@@ -101,9 +117,9 @@ def read_sts(path: Path) -> list[tuple[float, str, str]]:
         except ValueError:
             if number == 1:
                 continue
-            raise DataError(
-                f"{path}, line {number} is not SCORE, SENTENCE, SENTENCE with tabs between: {line[:80]!r}"
-            ) from None
+            score, one, other = math.nan, "", ""
+        if not math.isfinite(score):
+            raise DataError(f"{path}, line {number} is not SCORE, SENTENCE, SENTENCE with tabs between: {line[:80]!r}")
         pairs.append((score, one, other))
     if len(pairs) < 3:
         raise DataError(f"{path} holds {len(pairs)} sentence pairs: a rank correlation needs some")
@@ -111,14 +127,15 @@ def read_sts(path: Path) -> list[tuple[float, str, str]]:
 
 
 def read_pairs(path: Path) -> tuple[list[str], list[str]]:
-    """Queries and their passages: a .jsonl of "query" and "positive". Raises DataError naming the line that is not one."""
-    queries, passages = [], []
+    """Queries and their passages: a .jsonl of "query" and "positive". Raises DataError naming the entry that is not one."""
+    queries: list[str] = []
+    passages: list[str] = []
     for number, record in enumerate(read_records(path, ("query", "positive")), 1):
         query, positive = record.get("query"), record.get("positive")
         if not isinstance(query, str) or not isinstance(positive, str):
-            raise DataError(f'{path}, line {number}: a pair has a "query" and a "positive", both texts')
-        queries.append(query)
-        passages.append(positive)
+            raise DataError(f'{path}, entry {number}: a pair has a "query" and a "positive", both texts')
+        queries.append(checked_text(query, path))
+        passages.append(checked_text(positive, path))
     if not queries:
         raise DataError(f"{path} holds no pairs")
     return queries, passages

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tierexport import archive
@@ -33,11 +33,19 @@ def examine() -> tuple[Finding, ...]:
         Finding("python", platform.python_version(), sys.version_info >= (3, 11), "install Python 3.11 or newer"),
         *(_package(name) for name in PACKAGES),
         _package(DEMO_PACKAGE),
-        *_llama_cpp(),
-        *_cuda(),
+        *_probed("llama.cpp", _llama_cpp),
+        *_probed("torch", _cuda),
         _disk(),
-        *_logins(),
+        *_probed("logins", _logins),
     )
+
+
+def _probed(what: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What a look finds; a library that breaks on import is a finding, too."""
+    try:
+        yield from look()
+    except Exception as error:  # whatever a broken library raises
+        yield Finding(what, f"{type(error).__name__}: {error}", False, "pip install --force-reinstall what it names")
 
 
 def _package(name: str) -> Finding:
@@ -96,7 +104,7 @@ def _disk() -> Finding:
     folder = cache_dir()
     nearest = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(nearest).free / 1e9
-    writable = os.access(nearest, os.W_OK)
+    writable = nearest.is_dir() and os.access(nearest, os.W_OK)
     found = f"{folder}: {free:.1f} GB free" + ("" if writable else ", not writable")
     return Finding("cache", found, free > 2 and writable, "set TIEREXPORT_CACHE to a writable folder with room")
 
@@ -111,7 +119,9 @@ def _logins() -> Iterator[Finding]:
         "" if logged_in else "needed only to publish, and for gated models: hf auth login",
     )  # fmt: skip
     if importlib.util.find_spec("modelscope_hub") is None:
-        yield Finding("ModelScope login", "no client", True, "needed only to publish there: pip install modelscope-hub")
+        yield Finding(
+            "ModelScope login", "no client", True, 'needed only to publish there: pip install "tierexport[modelscope]"'
+        )
         return
     from modelscope_hub.config import get_default_config
 

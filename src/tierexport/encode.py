@@ -43,7 +43,7 @@ def open_model(source: Source, device: str = "cpu") -> "SentenceTransformer":
             transformer = Transformer(str(source.path), model_args={"dtype": torch.float32})
             pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=source.pooling)
             model = st.SentenceTransformer(modules=[transformer, pooling, Normalize()], device=device)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+    except Exception as error:  # a stranger's files fail in any way
         raise SourceError(f"{source.path}: sentence-transformers can't load this model: {error}") from error
     if source.max_tokens:
         model.max_seq_length = source.max_tokens
@@ -66,7 +66,7 @@ def check_complete(source: Source) -> None:
 
     try:
         _, found = AutoModel.from_pretrained(source.path, output_loading_info=True, local_files_only=True)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+    except Exception as error:  # a stranger's files fail in any way
         raise SourceError(f"{source.path}: transformers can't load this model: {error}") from error
     if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
         raise SourceError(

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import tomli_w
 
-from tierexport import pipeline
+from tierexport import archive, pipeline
 from tierexport.beir import read_retrieval_set
 from tierexport.calibrate import texts_digest
-from tierexport.datasets import BUILTIN, calibration_texts, screen
+from tierexport.datasets import calibration_texts, screen
 from tierexport.encode import open_model
 from tierexport.errors import RecipeError
 from tierexport.formats import formats_of
@@ -38,7 +39,7 @@ from tierexport.search.lossless import RetrievalJudge
 from tierexport.search.sensitivity import Option, Options, group_bytes, groups_of, measure, types_of
 from tierexport.search.stock import STOCK, quantize_stock
 from tierexport.shipped import shipped
-from tierexport.source import open_source
+from tierexport.source import FILE_NAME, open_source
 from tierexport.workdir import Stages, stage_key, write_whole
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def search(model: str, bits: float | None, size: int | None, out: Path | None) -
     It is written to `out`, or to MODEL-BUDGET.toml, then built and verified. Raises InputError for a
     budget that nothing fits, with the smallest that something does.
     """
+    if bits is not None and not 0 < bits <= 32:
+        raise RecipeError(f"a budget of {bits} bits per parameter can't be met: name one between 2 and 32")
     study = Study(model)
     out = out or Path(f"{study.source.name}-{f'{size}bytes' if size else f'{bits:g}bits'}.toml")
     _check_replaceable(out)
@@ -100,7 +103,7 @@ def search_lossless(model: str, data: str | None, out: Path | None) -> tuple[Fou
     study = Study(model)
     out = out or Path(f"{study.source.name}-lossless.toml")
     _check_replaceable(out)
-    name = data or str(BUILTIN / "retrieval")
+    name = data or "builtin"
     judge = RetrievalJudge(study.bench, study.source, read_retrieval_set(name, Path()))
     low, high = study.smallest, study.largest
     with stage("Halving the budget") as running:
@@ -120,7 +123,9 @@ def _built(found: Found, *overrides: str) -> tuple[Found, pipeline.Build]:
 
 
 def _check_replaceable(out: Path) -> None:
-    if out.exists() and MARK not in out.read_text("utf-8", "replace"):
+    if not re.fullmatch(FILE_NAME, out.stem):
+        raise RecipeError(f"{out} names a recipe {out.stem!r}, and a name has letters, digits, . _ - only: name another --out")
+    if out.exists() and (not out.is_file() or MARK not in out.read_text("utf-8", "replace")):
         raise RecipeError(f"{out} exists and was not written by search, so it is not replaced: name another --out")
 
 
@@ -219,7 +224,7 @@ class Study:
     @functools.cached_property
     def options(self) -> Options:
         """Bytes and damage of every group at every type, from the cache or measured now."""
-        key = stage_key(texts_digest(self.texts, "builtin"), self.imatrix.dataset, pipeline.tools())
+        key = stage_key(texts_digest(self.texts, "builtin"), self.imatrix.dataset, archive.tools())
         with stage("Measuring what each group costs") as running:
             running.total(sum(len(types_of(group)) for group in self.groups))
             return measure(self.groups, lambda: self.bench, source_stages(self.source), key, running.step)

@@ -31,6 +31,7 @@ def fetch(
     """
     import huggingface_hub
     from huggingface_hub import errors as hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever HTTP library it uses
 
     where = f"{repository}@{revision}" if revision else repository
     try:
@@ -46,7 +47,7 @@ def fetch(
         raise wrong(f"the hub's {repository} has no revision {revision!r}") from error
     except hub.HFValidationError as error:
         raise wrong(f"{repository!r} is no folder, and no hub can have a {kind} of that name") from error
-    except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, OSError) as error:
+    except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, HTTPError, OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MachineError(
             f"can't fetch {where} from the hub ({first}): check the network and HF_ENDPOINT, or name a local folder"

@@ -240,6 +240,10 @@ def _groups(place: Place) -> list[tuple[str, list[str]]]:
     weights = sorted(
         name for name in place.files if name.endswith((".gguf", ".safetensors")) and PurePosixPath(name).name != CODEC
     )
+    if len(weights) > MOST_FILES:
+        raise ArtifactError(
+            f"{place.name} holds {len(weights)} files with weights, and {MOST_FILES} are shown: name one of them"
+        )
     for name in weights:
         if name.endswith(".gguf"):
             found.setdefault(("gguf", re.sub(r"-\d{5}-of-\d{5}\.gguf$", ".gguf", name)), []).append(name)
@@ -248,10 +252,6 @@ def _groups(place: Place) -> list[tuple[str, list[str]]]:
     if not found:
         raise ArtifactError(
             f"{place.name} holds no *.gguf and no *.safetensors: name a folder, a file or a repository with some"
-        )
-    if len(weights) > MOST_FILES:
-        raise ArtifactError(
-            f"{place.name} holds {len(weights)} files with weights, and {MOST_FILES} are shown: name one of them"
         )
     return [(kind, names) for (kind, _), names in found.items()]
 

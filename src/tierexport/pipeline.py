@@ -1,15 +1,16 @@
 """The order of the stages. Read this after `records.py`: it is the whole program on one page."""
 
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from jinja2 import UndefinedError
 
-from tierexport import __version__, archive
+from tierexport.archive import tools
 from tierexport.artifact import (
     CARD,
     CODEC,
@@ -35,7 +36,7 @@ from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
 from tierexport.formats.torchao import weight_bytes
 from tierexport.plan import make_plan
 from tierexport.progress import stage
-from tierexport.recipe import read_recipe
+from tierexport.recipe import PATH_KEYS, read_recipe, settle_paths
 from tierexport.records import Artifact, Floats, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, Text, VerifySettings
 from tierexport.report.page import render_page
 from tierexport.report.pictures import compare_picture, kind_of
@@ -47,7 +48,7 @@ from tierexport.vectors.codecs import Codec
 from tierexport.vectors.storage import read_codec, write_codec
 from tierexport.verdicts import Verification
 from tierexport.verify import Judged, Material, read_material, verify
-from tierexport.workdir import Stages, building, file_digest, stage_key, write_json, write_whole
+from tierexport.workdir import Stages, building, expanded, file_digest, locked, stage_key, write_json, write_whole
 
 DEVICES = ("cpu", "cuda")
 """Where artifacts are verified; a device that is not there is reported as not run."""
@@ -119,27 +120,50 @@ def verify_again(
 ) -> Verification:
     """Verify an artifact folder, or anybody's GGUF or torchao folder, against an fp32 model.
 
-    Of a folder that `build` made, model, gates and codec are known, and its reports are written anew; for
-    others `model` has to be named, and `codec` may be. Raises InputError or MachineError.
+    Of a folder that `build` made, model, gates and codec are known, and retrieval sets and STS pairs unless `settings` has
+    others; its reports are written anew. For what somebody else made `model` has to be named, and `codec` may be.
+    Raises InputError or MachineError.
     """
-    manifest = read_manifest(target) if (target / MANIFEST).is_file() else None
-    if manifest is None and model is None:
-        raise ArtifactError(f"{target} was not made by tierexport build: name its fp32 model with --model")
-    if manifest and codec:
+    if not (target / MANIFEST).is_file():
+        if model is None:
+            raise ArtifactError(f"{target} was not made by tierexport build: name its fp32 model with --model")
+        return _verified(target, open_source(model), settings, devices, read_codec(codec)[0] if codec else None)
+    with locked(target, wait=False):
+        return _verified_anew(target, model, settings, devices, codec)
+
+
+def _verified_anew(
+    target: Path, model: str | None, settings: VerifySettings, devices: Sequence[str], codec: Path | None
+) -> Verification:
+    """The same for a folder that `build` made, which nobody may change meanwhile."""
+    manifest = read_manifest(target)
+    if codec:
         raise ArtifactError(f"{target} was built by a recipe: how its vectors are stored belongs there, under [vectors]")
-    own = target / CODEC if manifest and manifest.get("vectors") else codec
-    stored = read_codec(own)[0] if own else None
-    source = open_source(model or str(manifest["model"]["spec"] if manifest else ""), target.parent)
-    if manifest and source.digest != manifest["model"]["digest"]:
+    stored = read_codec(target / CODEC)[0] if manifest.get("vectors") else None
+    if stored and _told(stored) != manifest["vectors"]:
+        raise ArtifactError(f"{target / CODEC} is another codec than the one that {target} was built with: build it again")
+    source = open_source(model or str(manifest["model"]["spec"]))
+    if source.digest != manifest["model"]["digest"]:
         raise ArtifactError(f"{target} was made from another model than {source.spec}: their digests differ")
+    known = read_recipe(target / RECIPE).verify
+    wanted = VerifySettings(settings.data or known.data, settings.sts or known.sts, known.gates)
+    before = proven_files(target, manifest)
+    verification = _verified(target, source, wanted, devices, stored)
+    if proven_files(target, manifest) != before:
+        raise ArtifactError(f"{target} was changed while it was verified: verify it again")
+    _write_verification(target, manifest, verification)
+    return verification
+
+
+def _verified(
+    target: Path, source: Source, settings: VerifySettings, devices: Sequence[str], codec: Codec | None
+) -> Verification:
+    """What the artifacts at a path are worth beside their fp32 model."""
     material = read_material(settings, Path())
     judged = [Judged(*each) for each in artifacts_at(target)]
-    if stored:
-        Encoder(source).check(stored)
-    verification = _verify(judged, source, material, settings.gates or _gates(target), devices, stored)
-    if manifest:
-        _write_verification(target, manifest, verification)
-    return verification
+    if codec:
+        Encoder(source).check(codec)
+    return _verify(judged, source, material, settings.gates, devices, codec)
 
 
 def compare_folders(folders: Sequence[Path], picture: Path) -> tuple[Compared, ...]:
@@ -160,25 +184,23 @@ def _verify(
 
 def _write_verification(folder: Path, manifest: dict[str, Any], verification: Verification) -> dict[str, Any]:
     """Write what was found out; the manifest, which is returned, comes last and names the files that it is true of."""
-    write_json(folder / VERIFICATION, verification.as_json())
     proven = {**manifest, "verified": verification.passed, "files": proven_files(folder, manifest)}
-    write_whole(folder / CARD, render_card(proven, verification, (folder / RECIPE).read_text("utf-8")))
-    write_whole(folder / PAGE, render_page(proven, verification))
+    try:
+        card = render_card(proven, verification, (folder / RECIPE).read_text("utf-8"))
+        page = render_page(proven, verification)
+    except (KeyError, TypeError, UndefinedError) as error:
+        raise ArtifactError(f"{folder / MANIFEST} is not what this tierexport writes ({error!r}): build it again") from None
+    write_json(folder / VERIFICATION, verification.as_json())
+    write_whole(folder / CARD, card)
+    write_whole(folder / PAGE, page)
     write_json(folder / MANIFEST, proven)
     return proven
 
 
-def _gates(target: Path) -> tuple[Gate, ...]:
-    """The gates of the recipe inside an artifact folder."""
-    path = target / RECIPE
-    return read_recipe(path).verify.gates if path.is_file() else ()
-
-
 def _portable(recipe: Recipe) -> dict[str, Any]:
     """The recipe as resolved: paths in it that were relative to its folder are made absolute."""
-    document = dict(recipe.document)
-    if (recipe.folder / recipe.model).is_dir():
-        document["model"] = str((recipe.folder / recipe.model).resolve())
+    document = copy.deepcopy(dict(recipe.document))
+    settle_paths(document, PATH_KEYS, recipe.folder)
     if recipe.vectors and recipe.vectors.codec:
         document["vectors"] = {"codec": CODEC}  # which lies beside the recipe
     return document
@@ -193,7 +215,7 @@ def output_codec(made: Plan) -> Codec | None:
     encoder = Encoder(source)
     if settings and not settings.codec:
         return encoder.fit(settings, [text.text for text in _texts(recipe)])
-    codec, _ = read_codec(recipe.folder / Path(settings.codec).expanduser() if settings and settings.codec else own)
+    codec, _ = read_codec(recipe.folder / expanded(settings.codec) if settings and settings.codec else own)
     encoder.check(codec)
     return codec
 
@@ -205,7 +227,7 @@ def importance(made: Plan) -> Imatrix:
     if planned is None or all(row.type in BLIND_TO_IMPORTANCE for row in planned.rows):
         return Imatrix({}, "", 0)
     if settings.imatrix:
-        imatrix = read_imatrix(made.recipe.folder / Path(settings.imatrix).expanduser())
+        imatrix = read_imatrix(made.recipe.folder / expanded(settings.imatrix))
     else:
         imatrix = read_imatrix(_measured_imatrix(made, planned))
     check_fits(imatrix, [row.tensor for row in planned.rows])
@@ -306,6 +328,11 @@ def _outcome(rounded: Rounded, plan: FormatPlan) -> dict[str, Any]:
     return {"nearest": [name for name in asked if name not in rounded.codes], "tuned": bool(rounded.kept)}
 
 
+def _told(codec: Codec) -> dict[str, Any]:
+    """What a manifest says of a codec."""
+    return {"path": CODEC, "stored": codec.name, **codec.as_json()}
+
+
 _EXPORT = {"gguf": _export_gguf, "torchao": _export_torchao}
 
 
@@ -318,12 +345,6 @@ def _key(plan: FormatPlan, recipe: Recipe, source: Source, extra: Any) -> str:
     rows = [[row.tensor.name, row.type, row.rounding] for row in plan.rows]
     read = texts_digest(_texts(recipe), recipe.calibration.texts) if _feeds_back(plan) else ""
     return stage_key(asdict(source) | {"path": ""}, recipe.name, recipe.rounding, rows, read, extra, tools())
-
-
-def tools() -> dict[str, str]:
-    """The versions that can change a byte of an artifact."""
-    packages = ("torch", "torchao", "transformers", "sentence-transformers", "gguf", "llama-cpp-python", "safetensors")
-    return {"tierexport": __version__, **{name: version(name) for name in packages}, "llama.cpp": str(archive.pin())}
 
 
 def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, codec: Codec | None, folder: Path) -> dict[str, Any]:
@@ -351,7 +372,7 @@ def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, codec:
             "calibration": {"dataset": imatrix.dataset, "texts": imatrix.chunks} if imatrix.path else None,
             "rounding_texts": texts_digest(_texts(recipe), recipe.calibration.texts) if any(map(_feeds_back, made)) else None,
         },
-        "vectors": codec and {"path": CODEC, "stored": codec.name, **codec.as_json()},
+        "vectors": codec and _told(codec),
         "tools": tools(),
         "artifacts": [_describe_artifact(artifact, folder) for artifact in artifacts],
     }

@@ -1,9 +1,10 @@
 """From TOML to Recipe: strict about keys, types and values; knows no model and no tensor."""
 
 import difflib
+import functools
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +27,9 @@ from tierexport.records import (
     VerifySettings,
 )
 from tierexport.roles import GROUPS, ROLES, expand
-from tierexport.shipped import shipped
+from tierexport.shipped import names_of, shipped
 from tierexport.source import FILE_NAME
+from tierexport.workdir import expanded
 
 FORMATS = ("gguf", "torchao")
 BITS = (2, 3, 4, 5, 6, 8, 16, 32)
@@ -93,7 +95,7 @@ KEYS: Mapping[str, Key] = {
     "vectors.asymmetric": Key("true or false", "false", "documents are quantized, queries not"),
     "verify": Key("a table", "", ""),
     "verify.data": Key(
-        "BEIR folders, or ORG/NAME[@REVISION][:SPLIT] on a hub", "none", "BEIR or NanoBEIR sets to score retrieval on"
+        "BEIR folders, ORG/NAME[@REVISION][:SPLIT] on a hub, or builtin", "none", "BEIR or NanoBEIR sets to score retrieval on"
     ),
     "verify.sts": Key("a file of score, sentence, sentence with tabs between", "none", "sentence pairs to correlate with"),
     "verify.gates": Key('gates like "top10_retention >= 0.97"', "none", "limits to be kept ([below](#gates))"),
@@ -110,7 +112,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     document = load_document(path)
     for override in overrides:
         _override(document, override)
-    _settle_paths(document, [override.partition("=")[0] for override in overrides])
+    settle_paths(document, [override.partition("=")[0] for override in overrides], Path())
     return parse_recipe(document, _found(path).parent)
 
 
@@ -118,24 +120,29 @@ PATH_KEYS = ("model", "calibration.texts", "calibration.imatrix", "vectors.codec
 """Keys whose value may be a path: in a recipe relative to it, in --set relative to the working directory."""
 
 
-def _settle_paths(document: dict[str, Any], overridden: Sequence[str]) -> None:
-    for key in set(PATH_KEYS) & set(overridden):
+def settle_paths(document: dict[str, Any], keys: Iterable[str], folder: Path) -> None:
+    """Make what is a path among the values of these keys absolute; relative ones start at `folder`."""
+    for key in set(PATH_KEYS) & set(keys):
         *parents, last = key.split(".")
         place: Any = document
         for part in parents:
-            place = place[part]
-        settle = _settled_set if key == "verify.data" else _settled
-        place[last] = [settle(each) for each in place[last]] if isinstance(place[last], list) else settle(place[last])
+            place = place.get(part) if isinstance(place, dict) else None
+        if isinstance(place, dict) and last in place:
+            settle = functools.partial(_settled_set if key == "verify.data" else _settled, folder=folder)
+            place[last] = [settle(each) for each in place[last]] if isinstance(place[last], list) else settle(place[last])
 
 
-def _settled(value: Any) -> Any:
-    return str(Path(value).resolve()) if isinstance(value, str) and value and Path(value).exists() else value
+def _settled(value: Any, folder: Path) -> Any:
+    if not isinstance(value, str) or value in ("", "builtin"):
+        return value
+    path = folder / expanded(value)
+    return str(path.resolve()) if path.exists() else value
 
 
-def _settled_set(value: Any) -> Any:
+def _settled_set(value: Any, folder: Path) -> Any:
     """A retrieval set's folder may be followed by `:SPLIT`."""
-    path, split = split_off(value, Path()) if isinstance(value, str) else (value, None)
-    return _settled(path) if split is None else f"{_settled(path)}:{split}"
+    path, split = split_off(value, folder) if isinstance(value, str) else (value, None)
+    return _settled(path, folder) if split is None else f"{_settled(path, folder)}:{split}"
 
 
 def load_document(path: Path) -> dict[str, Any]:
@@ -143,15 +150,14 @@ def load_document(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(_found(path).read_text("utf-8"))
     except OSError as error:
-        listed = ", ".join(sorted(each.stem for each in shipped("recipes").glob("*.toml")))
+        listed = ", ".join(names_of("recipes"))
         raise RecipeError(f"can't read the recipe {path} ({error.strerror}); shipped with tierexport: {listed}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
 
 
 def _found(path: Path) -> Path:
-    by_name = shipped("recipes") / f"{path}.toml"
-    return by_name if not path.is_file() and path.name == str(path) and by_name.is_file() else path
+    return shipped("recipes") / f"{path}.toml" if not path.is_file() and str(path) in names_of("recipes") else path
 
 
 def _override(document: dict[str, Any], override: str) -> None:
@@ -160,7 +166,7 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override!r} is not KEY=VALUE, as in --set calibration.count=64")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text
     *parents, last = key.split(".")
     place: Any = document
@@ -416,7 +422,7 @@ def _verify(table: _Table) -> VerifySettings:
 
 
 def _gate(text: str) -> Gate:
-    found = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*(-?[\d.]+(?:e-?\d+)?)\s*", text)
+    found = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*(-?(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?)\s*", text)
     if found is None:
         raise RecipeError(f'verify.gates: {text!r} has to be METRIC >= NUMBER or METRIC <= NUMBER, as "cos_mean >= 0.99"')
     known = (*FIDELITY_GATES, *RETRIEVAL_GATES)

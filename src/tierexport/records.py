@@ -247,7 +247,7 @@ class FormatPlan:
         return sum(row.tier.bits * row.tensor.parameters for row in self.rows) / max(self.parameters, 1)
 
     @property
-    def stored_bits(self) -> float:
+    def tensor_bits(self) -> float:
         """Bits per parameter of the tensors alone."""
         return 8 * self.bytes / max(self.parameters, 1)
 
@@ -258,7 +258,7 @@ class FormatPlan:
             "parameters": self.parameters,
             "tensor_bytes": self.bytes,
             "nominal_bits": self.nominal_bits,
-            "stored_bits": self.stored_bits,
+            "tensor_bits": self.tensor_bits,
             "tensors": [row.as_json() for row in self.rows],
         }
 

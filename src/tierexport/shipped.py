@@ -1,10 +1,14 @@
-"""Finds the files that come with tierexport: `recipes/`, `models/` and `third_party/`.
+"""Finds the files that come with tierexport: `recipes/`, `models/` and `third_party/`, and texts.
 
-In a checkout they lie at its top; an installed wheel puts them below `share/tierexport`.
+In a checkout the folders lie at its top; an installed wheel puts them below `share/tierexport`. The texts lie in the package.
 """
 
 import sysconfig
+from importlib import resources
 from pathlib import Path
+
+BUILTIN = Path(str(resources.files("tierexport"))) / "data"
+"""Sentences for the screen, texts to calibrate on, and a small retrieval set."""
 
 _CHECKOUT = Path(__file__).parents[2]
 
@@ -14,3 +18,9 @@ def shipped(folder: str) -> Path:
     if (_CHECKOUT / "pyproject.toml").is_file():
         return _CHECKOUT / folder
     return Path(sysconfig.get_path("data")) / "share" / "tierexport" / folder
+
+
+def names_of(folder: str) -> list[str]:
+    """What commands call the TOML files of a folder, those in its own folders with a slash."""
+    place = shipped(folder)
+    return sorted(each.relative_to(place).with_suffix("").as_posix() for each in place.rglob("*.toml"))

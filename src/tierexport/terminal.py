@@ -18,9 +18,9 @@ def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[
     """Completion with the names of shipped recipes or models, and with what the shell knows of files."""
 
     def names(_: click.Context, __: click.Parameter, typed: str) -> list[CompletionItem]:
-        from tierexport.shipped import shipped
+        from tierexport.shipped import names_of
 
-        found = [CompletionItem(path.stem) for path in sorted(shipped(kind).glob("*.toml")) if path.stem.startswith(typed)]
+        found = [CompletionItem(name) for name in names_of(kind) if name.startswith(typed)]
         return [*found, CompletionItem(typed, type="file")]
 
     return names

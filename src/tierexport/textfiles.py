@@ -23,7 +23,7 @@ def read_lines(path: Path) -> Iterator[str]:
     """The lines of a text file with their ends. Raises DataError when it can't be read."""
     file: TextIO
     try:
-        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:  # type: ignore[operator]
+        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig") as file:  # type: ignore[operator]
             yield from file
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: {error}") from None
@@ -45,7 +45,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not JSON: {error}") from None
         if not isinstance(record, dict):
             raise DataError(f"{path}, line {number} is not a JSON object: {line[:60]!r}")
@@ -72,4 +72,14 @@ def as_text(record: dict[str, Any], path: Path) -> Text:
         raise DataError(f'{path}: kind has to be "query" or "passage", not {kind!r}')
     if not isinstance(record.get("text"), str):
         raise DataError(f'{path}: every line needs a "text", and one has {record.get("text")!r}')
-    return Text(f"{record.get('title') or ''} {record['text']}".strip(), kind)
+    return Text(checked_text(f"{record.get('title') or ''} {record['text']}".strip(), path), kind)
+
+
+def checked_text(text: str, path: Path) -> str:
+    """A text that UTF-8 can hold: JSON may have half of an emoji, which no tokenizer takes. Raises DataError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = ascii(text[max(error.start - 20, 0) : error.end + 20])
+        raise DataError(f"{path} holds half of a character ({error.reason}): {around}") from None
+    return text

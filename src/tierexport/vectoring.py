@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tierexport.artifact import CODEC
+from tierexport.artifact import CODEC, MANIFEST
 from tierexport.datasets import calibration_texts, read_pairs, texts_in
 from tierexport.encode import open_model
 from tierexport.errors import MachineError, VectorError
@@ -18,7 +18,7 @@ from tierexport.records import Floats, Source, VectorSettings
 from tierexport.source import open_source
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.scaling import fit, widening
-from tierexport.vectors.storage import read_codec, write_codec
+from tierexport.vectors.storage import is_codec, read_codec, write_codec
 from tierexport.vectors.trainees import Head, Network
 from tierexport.vectors.training import Goal, Pairs, Schedule, Trained, train
 from tierexport.verify import Reference
@@ -58,6 +58,8 @@ class Encoder:
         vectors = self.unit("texts to fit a codec on", "passage", texts)
         rotation = widening(vectors.shape[1], settings.widen, settings.rotate)
         codec = fit(vectors, settings.level, settings.scaling, settings.per_vector, rotation)
+        if not (vectors != vectors[0]).any():
+            raise VectorError(f"all {len(texts)} texts have the same vector, which tells no range: fit on others")
         return replace(codec, asymmetric=settings.asymmetric, probe=self._probe())
 
     def check(self, codec: Codec) -> None:
@@ -84,7 +86,11 @@ def open_encoder(model: str) -> Encoder:
 
 
 def fit_codec(model: str, settings: VectorSettings, texts: str, count: int, out: Path) -> Codec:
-    """A codec for a model's vectors, its bounds from texts as a recipe's calibration names them, written to `out`."""
+    """A codec for a model's vectors, its bounds from texts as a recipe's calibration names them, written to `out`.
+
+    Raises InputError, also where `out` is something else than a codec.
+    """
+    _check_free(out)
     chosen = [text.text for text in calibration_texts(texts, count, Path())]
     codec = open_encoder(model).fit(settings, chosen)
     write_codec(out, codec)
@@ -94,8 +100,10 @@ def fit_codec(model: str, settings: VectorSettings, texts: str, count: int, out:
 def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> tuple[Codec, int]:
     """Texts as codes in one safetensors file beside the codec, row n being text n; the codec and how many there are.
 
-    Raises VectorError for a codec of other dimensions, and for queries where it leaves them unquantized.
+    Raises VectorError for another model's codec, for queries where it leaves them unquantized, and where `out` is something
+    else than a codec.
     """
+    _check_free(out)
     found, _ = read_codec(codec)
     if found.asymmetric and kind == "query":
         raise VectorError(f"{codec} leaves queries unquantized: search with the model's own vectors of them")
@@ -105,6 +113,14 @@ def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> t
     codes = found.coded(encoder.vectors("texts", kind, chosen))
     write_codec(out, found, codes)
     return found, len(codes)
+
+
+def _check_free(out: Path) -> None:
+    """Refuse to write over what is no codec, or is that of a model or an artifact. Raises VectorError."""
+    if out.name == CODEC and (_is_trained(out.parent) or (out.parent / MANIFEST).is_file()):
+        raise VectorError(f"{out} belongs to the model or the artifact there: name another --out")
+    if out.exists() and not is_codec(out):
+        raise VectorError(f"{out} exists and is no codec, so it is not replaced: name another --out")
 
 
 # --- training
@@ -239,6 +255,13 @@ def _with_head(source: Source, head: Floats) -> "SentenceTransformer":
     model = open_model(source)
     dense = Dense(*head.shape, bias=False, activation_function=torch.nn.Identity())
     dense.linear.weight.data = torch.from_numpy(head.T.copy())
-    modules = [module for module in model if not isinstance(module, Normalize)]
-    prompts = dict(model.prompts)
-    return type(model)(modules=[*modules, dense, Normalize()], prompts=prompts, device="cpu", similarity_fn_name="cosine")
+    modules = [*model]
+    while isinstance(modules[-1], Normalize):
+        modules.pop()
+    return type(model)(
+        modules=[*modules, dense, Normalize()],
+        prompts=dict(model.prompts),
+        default_prompt_name=model.default_prompt_name,
+        device="cpu",
+        similarity_fn_name="cosine",
+    )

@@ -163,8 +163,15 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed and every gate was judged and passed."""
-        return all(verdict.status != "failed" for verdict in self.verdicts) and all(gate.passed for gate in self.gates)
+        """Whether nothing failed, every format ran on some device, and every gate was judged and passed."""
+        nothing_failed = all(verdict.status != "failed" for verdict in self.verdicts)
+        return nothing_failed and not self.ran_nowhere and all(gate.passed for gate in self.gates)
+
+    @property
+    def ran_nowhere(self) -> tuple[str, ...]:
+        """The formats that no device was there for."""
+        ran = {verdict.format for verdict in self.verdicts if verdict.status != "not run"}
+        return tuple(dict.fromkeys(verdict.format for verdict in self.verdicts if verdict.format not in ran))
 
     def as_json(self) -> dict[str, Any]:
         """As `verify.json` has it."""

@@ -29,6 +29,14 @@ def cache_dir() -> Path:
     return Path(named) if named else platformdirs.user_cache_path("tierexport")
 
 
+def expanded(name: str) -> Path:
+    """A path with `~` resolved; where there is no such user it stays as it is, and is what will be said to be missing."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
@@ -87,8 +95,10 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def _missing_above(error: OSError, target: Path) -> bool:
-    """Whether a folder that `target` lies in could not be made, as in /proc, and not whether some other file is missing."""
-    return isinstance(error, FileNotFoundError) and Path(str(error.filename)) in target.resolve().parents
+    """Whether a folder that `target` lies in, or a file there, could not be made, as in /proc; another missing file is none."""
+    missing = Path(str(error.filename)).absolute()
+    partial = missing.parent.resolve() == target.resolve().parent and missing.name.startswith(f".{target.name}.")
+    return isinstance(error, FileNotFoundError) and (partial or missing in target.resolve().parents)
 
 
 def sync(path: Path) -> None:
@@ -184,6 +194,11 @@ class Stages:
         return self.root / ".stages" / f"{name}.json"
 
 
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder was built or published by tierexport, by its manifest."""
+    return (folder / "manifest.json").is_file()
+
+
 @contextmanager
 def building(out: Path) -> Iterator[Path]:
     """A folder beside `out` to build an artifact in; on success it takes `out`'s place.
@@ -193,7 +208,7 @@ def building(out: Path) -> Iterator[Path]:
     it. Raises ArtifactError when `out` is something else than an artifact, MachineError when another
     build of it is running or the place can't be written.
     """
-    with _replacing(out.resolve(), lambda folder: (folder / "manifest.json").is_file(), "an artifact") as work:
+    with _replacing(out.resolve(), is_artifact, "an artifact") as work:
         if not work.exists():
             shutil.copytree(out, work, copy_function=_link) if out.exists() else work.mkdir()
         for leftover in work.glob(".*.partial"):
@@ -224,6 +239,8 @@ def making(out: Path, ours: Callable[[Path], bool], what: str) -> Iterator[Path]
 @contextmanager
 def _replacing(out: Path, ours: Callable[[Path], bool], what: str) -> Iterator[Path]:
     """A path beside `out`; the folder made there takes its place; after a kill in between, the next run puts it back."""
+    if not out.name:
+        raise ArtifactError(f"{out} can't be replaced: name another folder with --out")
     work, old = out.with_name(f".{out.name}.building"), out.with_name(f".{out.name}.replaced")
     with writing(out), locked(out, wait=False):
         if old.is_dir() and not out.exists():
@@ -248,7 +265,7 @@ def _check_replaceable(out: Path, ours: Callable[[Path], bool], what: str) -> No
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the machine-wide lock of a path; the lock files live in the cache, never beside results.
+    """Hold a path's lock among all who share the cache, where lock files live, never beside results.
 
     Raises MachineError when somebody else holds it and `wait` is False.
     """

@@ -81,8 +81,12 @@ def read_imatrix(path: Path) -> Imatrix:
         raise CalibrationError(f"{path} has no {missing[0]}.counts: the imatrix is incomplete")
     datasets = reader.get_field("imatrix.datasets")
     chunks = reader.get_field("imatrix.chunk_count")
+    try:
+        means = {name: _means(data, found[f"{name}.counts"]) for name, data in sums.items()}
+    except ValueError as error:
+        raise CalibrationError(f"{path} has counts that don't fit its sums ({error}): the imatrix is damaged") from None
     return Imatrix(
-        means={name: _means(data, found[f"{name}.counts"]) for name, data in sums.items()},
+        means=means,
         dataset=str(datasets.contents()[0]) if datasets and datasets.contents() else path.name,
         chunks=int(chunks.contents()) if chunks else 0,
         path=path,

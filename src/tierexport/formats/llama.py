@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,9 @@ class LlamaFile:
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self.dimensions = int(llama_cpp.llama_model_n_embd_out(self._model))
         self.trained_tokens = int(llama_cpp.llama_model_n_ctx_train(self._model))
-        self._context: Any = None
+        self._contexts: list[Any] = []  # one at most
         self._room = 0
-
-    def close(self) -> None:
-        """Free the context and the model."""
-        self._free_context()
-        if self._model:
-            self._llama.llama_model_free(self._model)
-            self._model = None
+        weakref.finalize(self, _free, llama_cpp, self._model, self._contexts)  # Python does not know what they take
 
     def metadata(self, key: str) -> str | None:
         """A value of the file's metadata as text, or None."""
@@ -88,8 +83,10 @@ class LlamaFile:
             raise ArtifactError(
                 f"a text has {tokens} tokens, but the model was trained for {self.trained_tokens}: cut texts at fewer"
             )
-        self._free_context()
         llama = self._llama
+        while self._contexts:
+            llama.llama_free(self._contexts.pop())
+        self._room = 0
         parameters = llama.llama_context_default_params()
         # A non-causal encoder needs the whole text in one micro-batch; larger ones only cost time.
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = tokens
@@ -99,9 +96,10 @@ class LlamaFile:
         # On a CPU it is several times as fast; on a GPU some head sizes lack it, and llama.cpp knows which.
         flash = llama.LLAMA_FLASH_ATTN_TYPE_AUTO if self._gpu else llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.flash_attn_type = flash
-        self._context = llama.llama_init_from_model(self._model, parameters)
-        if not self._context:
+        context = llama.llama_init_from_model(self._model, parameters)
+        if not context:
             raise ArtifactError("llama.cpp can't make a context for this model")
+        self._contexts.append(context)
         self._room = tokens
 
     def vector(self, ids: Sequence[int]) -> Floats:
@@ -111,6 +109,7 @@ class LlamaFile:
         """
         llama = self._llama
         self.reserve(len(ids))
+        context = self._contexts[0]
         batch = llama.llama_batch_init(len(ids), 0, 1)
         try:
             batch.n_tokens = len(ids)
@@ -120,20 +119,21 @@ class LlamaFile:
                 batch.n_seq_id[position] = 1
                 batch.seq_id[position][0] = 0
                 batch.logits[position] = True
-            memory = llama.llama_get_memory(self._context)
+            memory = llama.llama_get_memory(context)
             if memory:
                 llama.llama_memory_clear(memory, True)
             run = llama.llama_decode if memory else llama.llama_encode
-            if (code := run(self._context, batch)) != 0:
+            if (code := run(context, batch)) != 0:
                 raise ArtifactError(f"llama.cpp failed with code {code} on a text of {len(ids)} tokens")
-            pointer = llama.llama_get_embeddings_seq(self._context, 0)
+            pointer = llama.llama_get_embeddings_seq(context, 0)
             if not pointer:
                 raise ArtifactError("the file states no pooling, so llama.cpp returns no vector per text")
             return np.ctypeslib.as_array(pointer, (self.dimensions,)).astype(np.float32)
         finally:
             llama.llama_batch_free(batch)
 
-    def _free_context(self) -> None:
-        if self._context:
-            self._llama.llama_free(self._context)
-        self._context, self._room = None, 0
+
+def _free(llama: Any, model: Any, contexts: Sequence[Any]) -> None:
+    for context in contexts:
+        llama.llama_free(context)
+    llama.llama_model_free(model)

@@ -114,7 +114,7 @@ def _module_tree(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     try:
         with torch.device("meta"):
             model = AutoModel.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # a stranger's configuration fails in any way
         raise SourceError(f"transformers does not know the architecture of {path}: {error}") from error
     kinds = {torch.nn.Linear: "linear", torch.nn.Embedding: "embedding"}
     found = dict(model.named_modules())
@@ -313,8 +313,8 @@ def load(path: str, device: str = "cpu") -> "SentenceTransformer":
     st = import_sentence_transformers()
     try:
         model: SentenceTransformer = st.SentenceTransformer(str(folder), device=device, local_files_only=True)
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise ArtifactError(f"{folder} can't be loaded: {error}") from error
+    except Exception as error:  # a stranger's files fail in any way
+        raise ArtifactError(f"{folder} can't be loaded: {type(error).__name__}: {error}") from error
     if _is_packed(model) and not _has_int4_kernel(device):
         _dequantize(model)
     return model

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tierexport.errors import PublishError
 from tierexport.hub import is_hub_id
-from tierexport.workdir import file_digest
+from tierexport.workdir import expanded, file_digest
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def open_hub(target: str, revision: str | None, private: bool) -> Hub:
 
         if revision or private:
             raise PublishError(f"--to {target}: a folder has no --revision and is not --private")
-        return Directory(Path(name))
+        return Directory(expanded(name))
     if kind not in ("hf", "modelscope") or not is_hub_id(name) or "@" in name:
         raise PublishError(f"--to {target!r} has to be hf:ORG/NAME, modelscope:ORG/NAME or dir:PATH")
     if kind == "modelscope":

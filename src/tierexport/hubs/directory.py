@@ -4,8 +4,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tierexport.errors import MachineError
 from tierexport.hubs import Held
-from tierexport.workdir import building, folder_digests
+from tierexport.workdir import folder_digests, is_artifact, making
 
 
 class Directory:
@@ -22,13 +23,13 @@ class Directory:
         return Held("", {name: f"sha256:{digest}" for name, digest in found.items()})
 
     def upload(self, files: Mapping[str, Path], removed: Sequence[str], held: Held, message: str) -> str:  # noqa: ARG002
-        """Swap in a folder that starts as what is there."""
-        with building(self.path) as work:
-            for name in removed:
-                (work / name).unlink()
-            for name, path in files.items():
+        """Swap in a folder of what stays and what is new."""
+        with making(self.path, is_artifact, "an artifact") as work:
+            if self.held() != held:
+                raise MachineError(f"{self.path} has changed meanwhile: run again")
+            kept = {name: self.path / name for name in set(held.files) - set(removed)}
+            for name, path in (kept | dict(files)).items():
                 place = work / name
                 place.parent.mkdir(parents=True, exist_ok=True)
-                place.unlink(missing_ok=True)  # it may be a hard link to the folder's own
                 shutil.copy2(path, place)
         return str(self.path)

@@ -1,4 +1,4 @@
-"""ModelScope, through its own client (`pip install modelscope-hub`): its token and its endpoint hold.
+"""ModelScope, through its own client (`pip install "tierexport[modelscope]"`): its token and its endpoint hold.
 
 The client's `upload_folder` won't do: it commits what it has where a file failed and hides why, skips what its own notes call
 committed, removes in a commit of its own, and prints. What lies beneath it uploads files and makes one commit of everything.
@@ -33,7 +33,7 @@ class ModelScope:
         try:
             from modelscope_hub import HubApi
         except ImportError:
-            raise MachineError("publishing to ModelScope takes its client: pip install modelscope-hub") from None
+            raise MachineError('publishing to ModelScope takes its client: pip install "tierexport[modelscope]"') from None
         at = f" --revision {revision}" if revision else ""
         self.download = f"modelscope download --model {repository} --local_dir .{at}"
         self._repository, self._branch, self._private = repository, revision or MAIN, private

@@ -52,11 +52,11 @@ def plan_table(plan: FormatPlan) -> Table:
 
 
 def totals_table(plan: Plan) -> Table:
-    """One row per format: parameters, bytes, nominal and stored bits of the tensors."""
-    names = ("format", "parameters", "tensor bytes", "nominal bits", "stored bits")
+    """One row per format: parameters, bytes, nominal bits, and bits per parameter of the tensors alone."""
+    names = ("format", "parameters", "tensor bytes", "nominal bits", "tensor bits")
     table = _table("totals", *names, right=names[1:])
     for fmt in plan.formats:
-        table.add_row(fmt.format, f"{fmt.parameters:,}", f"{fmt.bytes:,}", f"{fmt.nominal_bits:.2f}", f"{fmt.stored_bits:.2f}")
+        table.add_row(fmt.format, f"{fmt.parameters:,}", f"{fmt.bytes:,}", f"{fmt.nominal_bits:.2f}", f"{fmt.tensor_bits:.2f}")
     return table
 
 

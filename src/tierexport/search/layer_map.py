@@ -6,6 +6,7 @@ from typing import Any
 
 from scipy import stats
 
+from tierexport.errors import PlanError
 from tierexport.formats.gguf import NATIVE_OF_BITS, fits
 from tierexport.metrics import neighbours_kept
 from tierexport.records import Tensor
@@ -70,9 +71,19 @@ def _spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(stats.spearmanr(a, b).statistic)
 
 
+def _type_of(tensor: Tensor, bits: int) -> str:
+    found = next((each for each in NATIVE_OF_BITS[bits] if fits(tensor, each)), None)
+    if found is None:
+        raise PlanError(
+            f"{tensor.name} of shape {tensor.shape} takes no type of {bits} bits: their blocks don't divide its "
+            f"{tensor.shape[-1]} columns, so there is no map of this model"
+        )
+    return found
+
+
 def damage_of(bench: Bench, layer: int, tensors: Sequence[Tensor], bits: int) -> LayerDamage:
-    """Round a layer's tensors, each to the type that a tier of so many bits gives its shape."""
-    types = {tensor.name: next(each for each in NATIVE_OF_BITS[bits] if fits(tensor, each)) for tensor in tensors}
+    """Round a layer's tensors, each to the type that a tier of so many bits gives it. Raises PlanError where none fits."""
+    types = {tensor.name: _type_of(tensor, bits) for tensor in tensors}
     with bench.rounded(types):
         vectors = bench.encode(bench.model)
     kept = neighbours_kept(bench.reference, vectors)

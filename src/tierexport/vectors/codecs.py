@@ -66,8 +66,13 @@ class Codec:
     def __post_init__(self) -> None:
         if self.level not in CELLS:
             raise VectorError(f"{self.level!r} is no level: {', '.join(CELLS)}")
-        if self.low.shape != self.high.shape or self.low.ndim != 1 or not np.isfinite(self.low + self.high).all():
-            raise VectorError("a codec's bounds have to be finite, and one pair for each dimension")
+        arrays = [each for each in (self.low, self.high, self.rotation, self.probe) if each is not None]
+        if any(each.dtype != np.float32 or not np.isfinite(each).all() for each in arrays):
+            raise VectorError("a codec's numbers have to be float32 and finite")
+        if self.low.shape != self.high.shape or self.low.ndim != 1 or not self.width:
+            raise VectorError("a codec's bounds have to be one pair for each dimension")
+        if not (self.low <= self.high).all() or np.abs(arrays[:2]).max() > LARGE:
+            raise VectorError(f"a codec's ranges have to go upwards, and lie within {LARGE:g}")
         if self.rotation is not None and (self.rotation.ndim != 2 or self.rotation.shape[1] != self.width):
             raise VectorError(
                 f"a rotation of shape {self.rotation.shape} doesn't make the {self.width} numbers that are stored"
@@ -128,7 +133,9 @@ class Codec:
         """
         found = np.empty((len(vectors), self.bytes), np.uint8)
         for rows in _chunks(len(vectors)):
-            found[rows] = self.encode(normalized(np.asarray(vectors[rows])).astype(np.float32))
+            batch = np.asarray(vectors[rows])
+            _refuse_nan(batch, rows.start)
+            found[rows] = self.encode(unit(batch))
         return found
 
     def restored(self, vectors: Floats) -> Floats:
@@ -143,8 +150,7 @@ class Codec:
         """Vectors as cells are counted in: rotated, and of unit root mean square where ranges are per vector."""
         if vectors.ndim != 2 or vectors.shape[1] != self.dimensions:
             raise VectorError(f"vectors of shape {vectors.shape}, where the codec has {self.dimensions} dimensions")
-        if np.isnan(vectors).any():
-            raise VectorError(f"vector {int(np.isnan(vectors).any(1).argmax())} holds NaN, which no code stands for")
+        _refuse_nan(vectors)
         found = np.clip(vectors, -LARGE, LARGE).astype(np.float32, copy=False)
         if self.rotation is not None:
             found = found @ self.rotation
@@ -174,6 +180,17 @@ class Codec:
         return scale.astype(np.float32), offset.astype(np.float32)
 
 
+def unit(vectors: Floats) -> Floats:
+    """Rows of unit length, float32; infinities count as LARGE, and a zero row stays zero."""
+    return normalized(np.clip(vectors, -LARGE, LARGE)).astype(np.float32)
+
+
+def _refuse_nan(vectors: Floats, first: int = 0) -> None:
+    """`first`: the number of the first row."""
+    if np.isnan(vectors).any():
+        raise VectorError(f"vector {first + int(np.isnan(vectors).any(1).argmax())} holds NaN, which no code stands for")
+
+
 def _chunks(rows: int) -> Iterator[slice]:
     for first in range(0, rows, CHUNK_ROWS):
         yield slice(first, first + CHUNK_ROWS)
@@ -199,11 +216,18 @@ def pack(numbers: Bytes, level: str) -> Bytes:
     return found
 
 
+def check_codes(codes: Bytes, level: str, dimensions: int) -> None:
+    """Refuse what is not uint8 (vectors, bytes) of a level. Raises VectorError."""
+    wanted = packed_bytes(level, dimensions)
+    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != wanted:
+        raise VectorError(
+            f"codes of shape {codes.shape} and type {codes.dtype}: {level} takes {wanted} bytes for {dimensions} dimensions"
+        )
+
+
 def unpack(codes: Bytes, level: str, dimensions: int) -> Bytes:
     """What `pack` was given. Raises VectorError for bytes that it does not write."""
-    if codes.ndim != 2 or codes.shape[1] != packed_bytes(level, dimensions):
-        wanted = packed_bytes(level, dimensions)
-        raise VectorError(f"codes of shape {codes.shape}: {level} takes {wanted} bytes for {dimensions} dimensions")
+    check_codes(codes, level, dimensions)
     if level == "int8":
         return codes
     if level == "binary":

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tierexport.errors import VectorError
-from tierexport.metrics import normalized
 from tierexport.records import Floats
-from tierexport.vectors.codecs import Bytes, Codec, unpack
+from tierexport.vectors.codecs import Bytes, Codec, unit, unpack
 from tierexport.vectors.storage import to_faiss
 
 CHUNK = 16_384
@@ -88,13 +87,11 @@ class Index:
     def _directions(self, queries: Floats, quantized: bool) -> Floats:
         """Queries of unit length, as the codec counts, rotated but not scaled to each vector's own range."""
         if quantized:
-            found = self._undone(self._values(self.codec.encode(normalized(queries).astype(np.float32))))
+            found = self._undone(self._values(self.codec.encode(unit(queries))))
             found = found if self._widened is None else found @ self._widened
         else:
             found = self.codec.prepared(queries)
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        directions: Floats = found / _divisors(lengths)
-        return directions
+        return unit(found)
 
     @functools.cached_property
     def _bits(self) -> Any:

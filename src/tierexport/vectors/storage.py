@@ -1,6 +1,7 @@
 """Codecs and codes as safetensors, and as what faiss takes."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.numpy import save
 
 from tierexport.errors import VectorError
 from tierexport.libraries import import_faiss
-from tierexport.vectors.codecs import Bytes, Codec
+from tierexport.vectors.codecs import Bytes, Codec, check_codes
 from tierexport.workdir import write_whole
 
 VERSION = "1"
@@ -35,10 +36,32 @@ def read_codec(path: Path) -> tuple[Codec, Bytes | None]:
         if settings["version"] != VERSION:
             raise VectorError(f"{path} is a codec of version {settings['version']!r}, and {VERSION} is read: update tierexport")
         bounds, flags = (arrays["low"], arrays["high"]), (settings["per_vector"], settings["asymmetric"])
-        codec = Codec(settings["level"], *bounds, flags[0], arrays.get("rotation"), flags[1], arrays.get("probe"))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if not all(isinstance(flag, bool) for flag in flags):
+            raise TypeError(f"{flags} have to be true or false")
+        codec = Codec(settings["level"], *bounds, flags[0], _rotation(arrays), flags[1], arrays.get("probe"))
+        if "codes" in arrays:
+            check_codes(arrays["codes"], codec.level, codec.width)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise VectorError(f"{path} is no codec that tierexport wrote: {error!r}") from None
     return codec, arrays.get("codes")
+
+
+def is_codec(path: Path) -> bool:
+    """Whether a file is a codec that `write_codec` wrote, by its header."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return "tierexport.codec" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
+def _rotation(arrays: Mapping[str, Any]) -> Any:
+    """The rotation among a file's arrays, or None. Raises ValueError where its rows are not orthonormal."""
+    found = arrays.get("rotation")
+    with np.errstate(over="ignore", invalid="ignore"):
+        if found is not None and not np.allclose(found @ found.T, np.eye(len(found)), atol=1e-3):
+            raise ValueError("the rows of its rotation are not orthonormal")
+    return found
 
 
 def to_faiss(codec: Codec, codes: Bytes) -> Any:
@@ -47,6 +70,7 @@ def to_faiss(codec: Codec, codes: Bytes) -> Any:
     A rotation is left to the caller: `codec.prepared` turns queries as the codes were. Raises VectorError for a level that
     faiss lacks, and for odd dimensions at int4, whose last half byte faiss lays out otherwise.
     """
+    check_codes(codes, codec.level, codec.width)
     faiss = import_faiss()
     if codec.level == "binary":
         bits = faiss.IndexBinaryFlat(8 * codec.bytes)

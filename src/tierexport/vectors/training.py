@@ -41,7 +41,7 @@ HELD_BACK = 10
 """Of so many passages, one is not trained on, nor are its queries: the best weights are chosen on them."""
 
 JUDGED_ON = 2000
-"""Held-back queries that a checkpoint is judged on, so that it costs the same for any number of pairs."""
+"""Held-back queries that a checkpoint is judged on, or up to twice as many, so that its cost does not grow with the pairs."""
 
 WARM = 20
 """Steps in which the rate rises; from then on it falls to zero."""
@@ -308,7 +308,7 @@ def _product(queries: npt.NDArray[Any], passages: npt.NDArray[Any]) -> "torch.Te
 
 
 def _spread(rows: Rows, count: int) -> Rows:
-    """At most about so many of them, at even distances."""
+    """Between so many of them and twice as many, at even distances; all where there are fewer."""
     return rows[:: max(len(rows) // count, 1)]
 
 

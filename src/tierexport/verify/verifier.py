@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from tierexport import encode as encoding
+from tierexport.archive import tools
 from tierexport.beir import read_retrieval_set
 from tierexport.datasets import read_sts, screen
 from tierexport.encode import VectorStore, encode, open_encoded, open_model, prompt_for
 from tierexport.errors import ArtifactError, DataError, MachineError
-from tierexport.formats import llama
+from tierexport.formats import llama, torchao
 from tierexport.metrics import cosines
 from tierexport.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
 from tierexport.vectors.codecs import Codec
@@ -26,7 +27,7 @@ from tierexport.verify import fidelity, gates, llama_worker, readers, retrieval,
 from tierexport.verify.devices import why_not
 from tierexport.verify.readers import read_gguf, read_torchao
 from tierexport.verify.speed import side_by_side
-from tierexport.workdir import Stages, cache_dir, file_digest, folder_digests, value_digest
+from tierexport.workdir import Stages, cache_dir, expanded, file_digest, folder_digests, value_digest
 
 SCREEN, STS = "screen", "sts"
 
@@ -65,7 +66,7 @@ def read_material(settings: VerifySettings, folder: Path) -> Material:
         raise DataError(f"two retrieval sets are named {twice[0]!r}: nobody could tell their figures apart")
     if settings.sts is None:
         return Material(sets)
-    path = folder / Path(settings.sts).expanduser()
+    path = folder / expanded(settings.sts)
     return Material(sets, tuple(read_sts(path)), path.name)
 
 
@@ -128,8 +129,8 @@ class Reference:
 
 def _kept(made_of: list[object], make: Callable[[Path], Encoded]) -> Encoded:
     """Vectors from the cache, or made now and kept there."""
-    code = [file_digest(Path(module.__file__ or "")) for module in (encoding, readers, llama_worker, llama)]
-    key = value_digest([code, *made_of])
+    code = [file_digest(Path(module.__file__ or "")) for module in (encoding, readers, llama_worker, llama, torchao)]
+    key = value_digest([code, tools(), *made_of])
     folder = Stages(cache_dir() / "vectors").run(key[:24], key, lambda folder: _discard(make(folder)))
     return open_encoded(folder)
 
