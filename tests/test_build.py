@@ -166,7 +166,7 @@ def test_killed_at_any_moment_the_next_run_completes_with_the_same_bytes(
     [
         (["--set", "tiers.midle.bits=4"], 2, "tiers.midle is used by no rule"),
         (["--set", "model=no-such-model"], 2, "there is no model 'no-such-model'"),
-        (["--set", "calibration.texts=nothing.txt"], 2, "there is no such file or folder"),
+        (["--set", "calibration.texts=nothing.txt"], 2, "there is no file or folder"),
         (["--set", "model=pypi:no-such-package"], 3, "pip install no-such-package"),
     ],
 )
@@ -232,7 +232,7 @@ def test_an_unexpected_error_is_one_message_with_a_code_of_its_own(monkeypatch: 
     monkeypatch.setattr("tierexport.pipeline.plan", broken)
     done = run("plan", "int8")
     assert done.exit_code == 70
-    assert done.stderr == "tierexport: unexpected ZeroDivisionError: of our own making (--debug shows where)\n"
+    assert done.stderr == "tierexport: unexpected ZeroDivisionError: of our own making (tierexport --debug … shows where)\n"
 
 
 def test_two_spellings_of_one_folder_are_one_folder(tiny_recipe: Path) -> None:
@@ -241,7 +241,7 @@ def test_two_spellings_of_one_folder_are_one_folder(tiny_recipe: Path) -> None:
     with building(out):
         done = run("build", tiny_recipe, "--out", tiny_recipe.parent / "sub" / ".." / "out")
     assert done.exit_code == 3
-    assert "another run is writing" in done.stderr
+    assert "another run is at work on" in done.stderr
 
 
 def test_debug_keeps_the_traceback() -> None:

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from conftest import run
-from tierexport import cli
+from tierexport import cli, cli_vectors, records
 from tierexport.cli_vectors import vectors
 from tierexport.shipped import names_of
 
@@ -81,6 +81,11 @@ def test_a_path_that_no_system_takes_is_an_error_of_one_line() -> None:
     assert "File name too long" in done.stderr
     assert "unexpected" not in done.stderr
     assert isinstance(run("--debug", "inspect", "a" * 300).exception, OSError)
+
+
+def test_what_stands_twice_is_the_same() -> None:
+    for name in ("LEVELS", "SCALINGS", "WIDEST"):
+        assert getattr(cli_vectors, name) == getattr(records, name)
 
 
 def test_recipes_in_folders_complete_and_open() -> None:

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -98,6 +100,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from tierexport import load
 from tierexport.beir import read_beir
 from pathlib import Path
+from typing import Any
 
 judged = read_beir(Path(sys.argv[2]))
 
@@ -155,15 +158,25 @@ def test_the_folder_opens_by_its_own_name(three_tier: Built) -> None:
     assert whole.max_seq_length == 256
 
 
-def test_a_model_that_nobody_holds_takes_no_memory(f16: Built) -> None:
+def test_a_model_that_nobody_holds_takes_no_memory(f16: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     def mapped() -> int:
         return Path("/proc/self/maps").read_text().count(gguf_of(f16).name)
 
+    freed, true = [], llama_cpp.llama_free
+
+    def free(context: Any) -> None:
+        freed.append(context)
+        true(context)
+
+    monkeypatch.setattr(llama_cpp, "llama_free", free)
     gc.collect()
     before = mapped()
     model = load(str(gguf_of(f16)))
     model.encode(["a text"])
+    model.encode(["a text of more words, which takes a context of its own"])
     assert mapped() > before
+    assert len(freed) == 1
     del model
     gc.collect()
     assert mapped() == before
+    assert len(freed) == 2

@@ -318,9 +318,13 @@ def test_what_a_kill_left_beside_a_folder_is_not_published(tiny: Built, tmp_path
     del there["README.md"]
     assert there == local(tiny.folder)
     (out / "notes.txt").write_text("mine")
+    (out / "linked").symlink_to(tmp_path)
+    (out / ".git" / "refs").mkdir(parents=True)
     (out / "gguf" / "old.gguf").write_bytes(b"old")
     assert run("publish", tiny.folder, *options).exit_code == 0
     assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "linked").is_symlink()
+    assert (out / ".git" / "refs").is_dir()
     assert not (out / "gguf" / "old.gguf").exists()
 
 

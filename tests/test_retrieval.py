@@ -87,6 +87,14 @@ def test_the_built_in_set_has_a_name_of_its_own(tmp_path: Path) -> None:
     assert (found.name, found.documents) == ("builtin", read_beir(BUILTIN / "retrieval").documents)
 
 
+def test_a_link_keeps_its_name_and_what_lies_beside_it(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "store" / "aaa", CORPUS, QUERIES, QRELS)
+    (folder / "qrels").rename(tmp_path / "store" / "bbb")
+    for name, there in (("mine", "aaa"), ("mine-qrels", "bbb")):
+        (tmp_path / name).symlink_to(tmp_path / "store" / there)
+    assert read_retrieval_set("mine", tmp_path).name == "mine"
+
+
 def test_search_in_chunks_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, documents = vectors(7, 4), vectors(100, 5)
     documents[50] = documents[3]  # a tie
@@ -156,6 +164,7 @@ QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t1\n"
         (CORPUS, QUERIES, QRELS + "q1 d2 1\n", "line 3 is not QUERY, DOCUMENT and a whole grade"),
         (CORPUS, QUERIES, QRELS + "q1\td2\thigh\n", "line 3 is not QUERY, DOCUMENT and a whole grade"),
         (CORPUS, QUERIES, QRELS + "q1\td2\t3000000000\n", "a whole grade up to 1000"),
+        (CORPUS, QUERIES, "q1\td1\t3000000000\n" + QRELS, "line 1 is not QUERY, DOCUMENT and a whole grade up to 1000"),
         (CORPUS, QUERIES, QRELS + "q1\td2\t--5\n", "line 3 is not QUERY, DOCUMENT and a whole grade"),
         (CORPUS, QUERIES, "query-id\tcorpus-id\tscore\n", "judges nothing"),
         (CORPUS + '{"_id": "d1", "text": "again"}\n', QUERIES, QRELS, "entry 3: the id 'd1' is there twice"),

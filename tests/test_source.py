@@ -82,15 +82,26 @@ def test_files_that_are_no_part_of_the_model_are_left_alone(model: Path) -> None
     assert open_source(str(model)).digest == before
 
 
-def test_a_description_of_a_folder_can_be_opened_by_what_it_is_called(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("told", ["", "max_tokens = 100"])
+def test_a_described_folder_can_be_opened_again(
+    told: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By its own name, where the description tells nothing that changes a vector; or else by that of the description."""
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "mine.toml").write_text('source = "../model"\nmax_tokens = 100\n')
+    (tmp_path / "models" / "mine.toml").write_text(f'source = "../model"\nlicence = "mit"\n{told}\n')
     source = open_source("mine", tmp_path)
-    assert source.digest != open_source(str(model)).digest
+    assert (source.digest == open_source(str(model)).digest) == (not told)
+    assert open_source(source.spec, tmp_path if told else None).digest == source.digest
     monkeypatch.chdir(tmp_path)
     assert open_source(source.spec).digest == source.digest
+
+
+def test_the_digest_covers_folders_within_a_module_s(model: Path) -> None:
+    edit(model / "modules.json", lambda m: m.append({"path": "2_Router", "type": "sentence_transformers.models.Router"}))
+    (model / "2_Router" / "0_Dense").mkdir(parents=True)
+    before = open_source(str(model)).digest
+    (model / "2_Router" / "0_Dense" / "config.json").write_text("{}")
+    assert open_source(str(model)).digest != before
 
 
 @pytest.mark.parametrize(

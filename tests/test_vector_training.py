@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pyarrow
 import pytest
 import torch
-from pyarrow import parquet
 from safetensors.numpy import load_file
 
 from conftest import RECIPES, run
@@ -443,8 +441,8 @@ def test_nothing_is_written_over_but_a_codec(tiny_model: Path, some_pairs: Path,
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("texts.json", '["one", "two"]', "is neither a .txt"),
-        ("texts.csv", "text\none\n", "is neither a .txt"),
+        ("texts.json", '["one", "two"]', "is neither text"),
+        ("texts.csv", "text\none\n", "is neither text"),
         ("texts.jsonl", '{"text": "one", "kind": "query"}\n', "where each has to be a passage"),
         ("texts.jsonl", '{"text": "cut \\ud83d"}\n', "half of a character"),
         ("texts.jsonl", "[" * 100_000, "line 1 is not JSON"),
@@ -465,16 +463,14 @@ def test_a_mark_of_byte_order_is_no_text(tmp_path: Path) -> None:
     assert texts_in(str(tmp_path / "texts.txt"), "passage") == ["one", "two"]
 
 
-def test_a_split_may_be_named(tmp_path: Path) -> None:
-    for split in ("train", "dev"):
-        for part in ("corpus", "queries"):
-            (tmp_path / part).mkdir(exist_ok=True)
-            parquet.write_table(
-                pyarrow.table({"_id": ["1"], "text": [f"{part} of {split}"]}), tmp_path / part / f"{split}.parquet"
-            )
-    assert texts_in(f"{tmp_path}:dev", "query") == ["queries of dev"]
-    with pytest.raises(DataError, match="name one as in NAME:SPLIT"):
-        texts_in(str(tmp_path), "query")
+def test_lines_are_texts_whatever_the_file_is_called(tmp_path: Path) -> None:
+    for name in ("notes", "notes.md"):
+        (tmp_path / name).write_text("one\ntwo\n")
+        assert texts_in(str(tmp_path / name), "passage") == ["one", "two"]
+    (tmp_path / "corpus.jsonl.bak").write_text('{"text": "one"}\n')
+    assert texts_in(str(tmp_path / "corpus.jsonl.bak"), "passage") == ["one"]
+    with pytest.raises(DataError, match="no file or folder"):
+        texts_in(f"{tmp_path / 'notes'}:dev", "passage")
 
 
 def test_texts_without_a_difference_make_no_codec(tiny_model: Path, tmp_path: Path) -> None:

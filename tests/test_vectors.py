@@ -311,32 +311,43 @@ def spoilt(path: Path, settings: dict[str, object] | str | None = None, **arrays
 
 
 @pytest.mark.parametrize(
-    ("settings", "arrays"),
+    ("settings", "arrays", "told"),
     [
-        (None, {"high": np.full(64, 3e38, np.float32)}),
-        (None, {"low": np.full(64, 2, np.float32), "high": np.full(64, 1, np.float32)}),
-        (None, {"low": np.zeros(64, np.float64)}),
-        (None, {"low": np.zeros(64, np.complex64)}),
-        (None, {"low": np.zeros(0, np.float32), "high": np.zeros(0, np.float32), "rotation": np.zeros((64, 0), np.float32)}),
-        (None, {"rotation": np.full((64, 64), np.nan, np.float32)}),
-        (None, {"rotation": np.zeros((64, 64), np.float32)}),
-        (None, {"rotation": np.full((64, 64), 1e38, np.float32)}),
-        (None, {"probe": np.full(64, np.nan, np.float32)}),
-        (None, {"codes": np.zeros((3, 1), np.uint8)}),
-        (None, {"codes": np.zeros((3, 64), np.float32)}),
-        ({"per_vector": "false"}, {}),
-        ({"level": ["int8"]}, {}),
-        ("[" * 100_000, {}),
-        ("[1]", {}),
+        (None, {"high": np.full(64, 3e38, np.float32)}, "lie within 1e"),
+        (None, {"low": np.full(64, 2, np.float32), "high": np.full(64, 1, np.float32)}, "have to go upwards"),
+        (None, {"low": np.zeros(64, np.float64)}, "have to be float32"),
+        (None, {"low": np.zeros(64, np.int8)}, "have to be float32"),
+        (None, {"rotation": np.zeros((64, 64), np.float32)}, "are not orthonormal"),
+        (None, {"rotation": np.full((64, 64), 1e38, np.float32)}, "are not orthonormal"),
+        (None, {"codes": np.zeros((3, 1), np.uint8)}, "int8 takes 64 bytes"),
+        (None, {"codes": np.zeros((3, 64), np.float32)}, "int8 takes 64 bytes"),
+        ({"per_vector": "false"}, {}, "have to be true or false"),
+        ({"level": ["int8"]}, {}, "is no codec"),
+        ("[" * 100_000, {}, "is no codec"),
+        ("[1]", {}, "is no codec"),
     ],
 )
-def test_a_codec_that_makes_no_sense_is_refused(
-    settings: dict[str, object] | str | None, arrays: dict[str, npt.NDArray[Any]], tmp_path: Path
+def test_a_file_that_makes_no_codec_is_refused(
+    settings: dict[str, object] | str | None, arrays: dict[str, npt.NDArray[Any]], told: str, tmp_path: Path
 ) -> None:
     write_codec(tmp_path / "codec", fit(some(), "int8", "rolling"))
     read_codec(spoilt(tmp_path / "codec"))
-    with pytest.raises(VectorError):
+    with pytest.raises(VectorError, match=told):
         read_codec(spoilt(tmp_path / "codec", settings, **arrays))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"low": np.zeros(0, np.float32), "high": np.zeros(0, np.float32)}, "one pair for each dimension"),
+        ({"low": np.full(64, -np.inf, np.float32)}, "float32 and finite"),
+        ({"rotation": np.full((64, 64), np.nan, np.float32)}, "float32 and finite"),
+        ({"probe": np.full(64, np.nan, np.float32)}, "float32 and finite"),
+    ],
+)
+def test_a_codec_of_no_numbers_is_refused(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(VectorError, match=told):
+        replace(fit(some(), "int8", "rolling"), **changed)
 
 
 @pytest.mark.parametrize("codes", [np.zeros((3, 1), np.uint8), np.zeros((3, 64), np.float32), np.zeros((3, 64), np.int64)])

@@ -370,6 +370,18 @@ def test_a_folder_is_verified_on_the_sets_of_its_recipe(folder: Path) -> None:
     assert json.loads(done.stdout)["results"][0]["retrieval"] == before
 
 
+def test_where_the_sets_of_the_recipe_are_gone_others_may_be_named(folder: Path) -> None:
+    recipe = folder / "recipe.toml"
+    recipe.write_text(re.sub(r'data = \[\s*"[^"]*"', 'data = ["gone"', recipe.read_text()))
+    done = run("verify", folder, "--device", "cpu")
+    assert done.exit_code == 2
+    assert "there is no retrieval set 'gone'" in done.stderr
+    assert "--data or --sts name others" in done.stderr
+    assert run("verify", folder, "--device", "cpu", "--data", "builtin").exit_code == 0
+    shutil.copytree(RETRIEVAL, folder / "gone")  # a path in a recipe starts at its folder
+    assert run("verify", folder, "--device", "cpu").exit_code == 0
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_what_ran_nowhere_is_not_verified(folder: Path) -> None:
     done = run("verify", folder, "--device", "cuda")
@@ -397,7 +409,7 @@ def test_a_folder_that_is_being_built_is_left_alone(folder: Path) -> None:
     with locked(folder):
         done = run("verify", folder, "--device", "cpu")
     assert done.exit_code == 3
-    assert "another run is writing" in done.stderr
+    assert "another run is at work on" in done.stderr
 
 
 def test_a_folder_without_its_recipe_keeps_its_reports(folder: Path) -> None:

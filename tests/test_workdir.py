@@ -140,7 +140,7 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 def test_two_builds_of_one_folder_do_not_meet(tmp_path: Path) -> None:
     with (
         building(tmp_path / "out"),
-        pytest.raises(MachineError, match="another run is writing "),
+        pytest.raises(MachineError, match="another run is at work on "),
         building(tmp_path / "out"),
     ):
         pass

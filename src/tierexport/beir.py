@@ -11,6 +11,7 @@ distributes them, or as repositories of the hub do:
     sentence-transformers/NanoBEIR-en  the same, with a split per set: corpus/NanoSciFact-*.parquet
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -44,9 +45,9 @@ _FILE = re.compile(r"(?P<split>.+?)(-\d+-of-\d+(-[0-9a-f]+)?)?\.(jsonl|tsv|parqu
 
 
 def split_off(name: str, base: Path) -> tuple[str, str | None]:
-    """A set's name without its `:SPLIT`, and the split; a folder with a colon in its name stays whole."""
+    """A set's name without its `:SPLIT`, and the split; what has a colon in its name stays whole."""
     head, colon, split = name.rpartition(":")
-    return (head, split) if colon and not (base / expanded(name)).is_dir() else (name, None)
+    return (head, split) if colon and not (base / expanded(name)).exists() else (name, None)
 
 
 def read_retrieval_set(name: str, base: Path) -> RetrievalSet:
@@ -62,7 +63,7 @@ def read_retrieval_set(name: str, base: Path) -> RetrievalSet:
     place, split = split_off(name, base)
     folder = base / expanded(place)
     if folder.is_dir():
-        return read_beir(folder.resolve(), split)
+        return read_beir(Path(os.path.abspath(folder)), split)  # noqa: PTH100  # a link keeps its name
     if not is_hub_id(place):
         raise DataError(
             f"there is no retrieval set {name!r}: it is no folder, no ORG/NAME[@REVISION][:SPLIT] of a hub, and not builtin"
@@ -100,7 +101,7 @@ def _read(name: str, folder: Path, judged: Path, split: str | None) -> Retrieval
     found = _splits(judged, part)
     split = split or (next(iter(found)) if len(found) == 1 else "test")
     if split not in found:
-        raise _missing(judged, part, split, found)
+        raise _missing(judged, part, split, found, "; name one as in NAME:SPLIT")
     documents, queries = (_by_id(text_files(folder, texts, split)) for texts in ("corpus", "queries"))
     qrels = _qrels(found[split], documents, queries)
     return RetrievalSet(
@@ -137,9 +138,9 @@ def _splits(folder: Path, part: str) -> dict[str, list[Path]]:
     return found
 
 
-def _missing(folder: Path, part: str, split: str, found: Mapping[str, list[Path]]) -> DataError:
+def _missing(folder: Path, part: str, split: str, found: Mapping[str, list[Path]], how: str = "") -> DataError:
     wanted = ", ".join(pattern.replace("*", split) for pattern in LAYOUTS[part])
-    others = f"; the splits that it has: {', '.join(sorted(found))}; name one as in NAME:SPLIT" if found else ""
+    others = f"; the splits that it has: {', '.join(sorted(found))}{how}" if found else ""
     return DataError(f"{folder} is not such a BEIR folder: it has no {wanted} (nor .gz, .xz){others}")
 
 
@@ -199,7 +200,7 @@ def _judged_lines(path: Path) -> Iterator[tuple[str, str, str, int]]:
     """The same of a TSV, whose first line may be a header."""
     for number, line in enumerate(read_lines(path), 1):
         fields = line.rstrip("\r\n").split("\t")
-        if not line.strip() or (number == 1 and not _GRADE.fullmatch(fields[-1])):
+        if not line.strip() or (number == 1 and not fields[-1].lstrip("-").isdecimal()):
             continue
         if len(fields) != 3 or not _GRADE.fullmatch(fields[2]) or abs(int(fields[2])) > MOST_GRADE:
             raise DataError(

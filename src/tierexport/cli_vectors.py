@@ -15,6 +15,7 @@ def vectors() -> None:
 
 LEVELS = ("int8", "int4", "trinary", "binary")
 SCALINGS = ("rolling", "minmax", "clip")
+WIDEST = 16
 """As in records, which imports numpy: help has to be instant."""
 
 level_option = click.option("--level", required=True, type=click.Choice(LEVELS), help="How precise vectors are.")
@@ -23,7 +24,7 @@ scaling_option = click.option(
 )
 asymmetric_option = click.option("--asymmetric", is_flag=True, help="Documents are quantized, queries not.")
 widen_option = click.option(
-    "--widen", default=1, show_default=True, type=click.IntRange(1, 16), help="So many times as many dimensions."
+    "--widen", default=1, show_default=True, type=click.IntRange(1, WIDEST), help="So many times as many dimensions."
 )
 pairs_option = click.option(
     "--pairs", required=True, type=click.Path(path_type=Path), help='A .jsonl of "query" and "positive".'

@@ -55,7 +55,7 @@ def compare(folders: Sequence[Path]) -> tuple[Compared, ...]:
         try:
             found += [_compared(name, sizes[each.format], each) for each in results]
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{folder} is not what this tierexport writes ({error!r}): verify it again") from None
+            raise ArtifactError(f"{folder} is not what this tierexport writes ({error!r}): verify it again") from error
         if not results:
             raise ArtifactError(f"{folder}: no artifact in it ran on any device: verify it again")
     return tuple(sorted(found, key=lambda each: each.bytes))

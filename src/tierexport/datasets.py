@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tierexport.beir import split_off, text_files
+from tierexport.beir import text_files
 from tierexport.errors import DataError
 from tierexport.records import Text
 from tierexport.shipped import BUILTIN
-from tierexport.textfiles import COMPRESSIONS, TEXT_COLUMNS, as_text, checked_text, read_lines, read_records
+from tierexport.textfiles import TEXT_COLUMNS, as_text, checked_text, read_lines, read_records
 from tierexport.workdir import expanded
 
 
@@ -36,9 +36,9 @@ def texts_in(name: str, kind: str) -> list[str]:
 
     Empty ones stay, so that row n is text n. Raises DataError when there are none.
     """
-    path, split = _place(name, Path())
+    path = expanded(name)
     if path.is_dir():
-        texts = list(_part(path, "queries" if kind == "query" else "corpus", split))
+        texts = list(_part(path, "queries" if kind == "query" else "corpus"))
     elif not path.is_file():
         raise DataError(f"there is no file or folder {name}")
     elif _is_jsonl(path):
@@ -50,24 +50,22 @@ def texts_in(name: str, kind: str) -> list[str]:
     return texts
 
 
-def _place(name: str, folder: Path) -> tuple[Path, str]:
-    """The file or folder of a name, and the split of a folder that may follow it as `:SPLIT`."""
-    place, split = (name, None) if (folder / expanded(name)).is_file() else split_off(name, folder)
-    return folder / expanded(place), split or "test"
-
-
 def _of_kind(record: dict[str, Any], kind: str, path: Path) -> str:
     if record.get("kind", kind) != kind:
         raise DataError(f"{path} holds a text of the kind {record['kind']!r}, where each has to be a {kind}")
     return as_text(record, path).text
 
 
+NO_LINES = {".json", ".ndjson", ".csv", ".tsv", ".parquet", ".xml", ".html", ".pdf", ".zip"}
+"""Suffixes of files whose lines are no texts."""
+
+
 def _is_jsonl(path: Path) -> bool:
-    """Whether a file has a JSON object on each line, and not a text. Raises DataError for one that has neither, by its name."""
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSIONS]
-    if not suffixes or suffixes[-1] not in (".jsonl", ".txt"):
-        raise DataError(f"{path} is neither a .txt (a text per line) nor a .jsonl file")
-    return suffixes[-1] == ".jsonl"
+    """Whether a file has a JSON object on each line, and not a text. Raises DataError for one that by its name has neither."""
+    suffixes = {suffix.lower() for suffix in path.suffixes}
+    if ".jsonl" not in suffixes and suffixes & NO_LINES:
+        raise DataError(f"{path} is neither text, a line each, nor .jsonl: convert it")
+    return ".jsonl" in suffixes
 
 
 def spread(items: list[Any], count: int) -> list[Any]:
@@ -78,9 +76,9 @@ def spread(items: list[Any], count: int) -> list[Any]:
 
 
 def _texts(name: str, folder: Path) -> Iterator[Text]:
-    path, split = (BUILTIN / "calibration.jsonl", "") if name == "builtin" else _place(name, folder)
+    path = BUILTIN / "calibration.jsonl" if name == "builtin" else folder / expanded(name)
     if path.is_dir():
-        yield from _beir_texts(path, split)
+        yield from _beir_texts(path)
     elif not path.is_file():
         raise DataError(f"there is no file or folder {path} to take texts from")
     elif _is_jsonl(path):
@@ -89,9 +87,9 @@ def _texts(name: str, folder: Path) -> Iterator[Text]:
         yield from (Text(line.strip(), "passage") for line in read_lines(path) if line.strip())
 
 
-def _beir_texts(folder: Path, split: str) -> Iterator[Text]:
-    passages = [Text(text, "passage") for text in _part(folder, "corpus", split)]
-    queries = [Text(text, "query") for text in _part(folder, "queries", split)]
+def _beir_texts(folder: Path) -> Iterator[Text]:
+    passages = [Text(text, "passage") for text in _part(folder, "corpus")]
+    queries = [Text(text, "query") for text in _part(folder, "queries")]
     queries = spread(queries, max(len(passages) // 3, 1))
     for index, passage in enumerate(passages):
         yield passage
@@ -99,8 +97,8 @@ def _beir_texts(folder: Path, split: str) -> Iterator[Text]:
             yield queries[index // 3]
 
 
-def _part(folder: Path, part: str, split: str) -> Iterator[str]:
-    for path in text_files(folder, part, split):
+def _part(folder: Path, part: str) -> Iterator[str]:
+    for path in text_files(folder, part):
         yield from (as_text(record, path).text for record in read_records(path, TEXT_COLUMNS))
 
 

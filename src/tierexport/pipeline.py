@@ -29,7 +29,7 @@ from tierexport.card import POOLED, render_card
 from tierexport.comparison import Compared, compare
 from tierexport.datasets import calibration_texts
 from tierexport.encode import check_complete, open_model
-from tierexport.errors import ArtifactError
+from tierexport.errors import ArtifactError, DataError
 from tierexport.formats import formats_of, gguf, torchao
 from tierexport.formats.gguf import converted, source_stages
 from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
@@ -102,7 +102,8 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         judged = [Judged(artifact.format, artifact.path) for artifact in artifacts]
         verification = _verify(judged, source, material, recipe.verify.gates, DEVICES, codec)
         write_whole(work / RECIPE, tomli_w.dumps(_portable(recipe)))
-        manifest = _write_verification(work, describe(made, artifacts, imatrix, codec, work), verification)
+        manifest = describe(made, artifacts, imatrix, codec, work)
+        manifest = _write_verification(work, manifest, verification, proven_files(work, manifest))
     return Build(out, manifest, verification)
 
 
@@ -127,7 +128,8 @@ def verify_again(
     if not (target / MANIFEST).is_file():
         if model is None:
             raise ArtifactError(f"{target} was not made by tierexport build: name its fp32 model with --model")
-        return _verified(target, open_source(model), settings, devices, read_codec(codec)[0] if codec else None)
+        source, stored = open_source(model), read_codec(codec)[0] if codec else None
+        return _verified(target, source, read_material(settings, Path()), (), devices, stored)
     with locked(target, wait=False):
         return _verified_anew(target, model, settings, devices, codec)
 
@@ -137,33 +139,43 @@ def _verified_anew(
 ) -> Verification:
     """The same for a folder that `build` made, which nobody may change meanwhile."""
     manifest = read_manifest(target)
+    before = proven_files(target, manifest)
     if codec:
         raise ArtifactError(f"{target} was built by a recipe: how its vectors are stored belongs there, under [vectors]")
     stored = read_codec(target / CODEC)[0] if manifest.get("vectors") else None
     if stored and _told(stored) != manifest["vectors"]:
         raise ArtifactError(f"{target / CODEC} is another codec than the one that {target} was built with: build it again")
-    source = open_source(model or str(manifest["model"]["spec"]))
+    source = open_source(model) if model else open_source(str(manifest["model"]["spec"]), target.parent)
     if source.digest != manifest["model"]["digest"]:
         raise ArtifactError(f"{target} was made from another model than {source.spec}: their digests differ")
     known = read_recipe(target / RECIPE).verify
-    wanted = VerifySettings(settings.data or known.data, settings.sts or known.sts, known.gates)
-    before = proven_files(target, manifest)
-    verification = _verified(target, source, wanted, devices, stored)
+    material = read_material(settings, Path()) if settings.data or settings.sts else _its_material(known, target)
+    verification = _verified(target, source, material, known.gates, devices, stored)
     if proven_files(target, manifest) != before:
         raise ArtifactError(f"{target} was changed while it was verified: verify it again")
-    _write_verification(target, manifest, verification)
+    try:
+        _write_verification(target, manifest, verification, before)
+    except (KeyError, TypeError, UndefinedError) as error:  # nothing is written before everything is rendered
+        raise ArtifactError(f"{target / MANIFEST} is not what this tierexport writes ({error!r}): build it again") from error
     return verification
 
 
+def _its_material(settings: VerifySettings, folder: Path) -> Material:
+    """What the recipe in a folder verifies on."""
+    try:
+        return read_material(settings, folder)
+    except DataError as error:
+        raise DataError(f"{error}; the recipe in {folder} names it, and --data or --sts name others in its place") from error
+
+
 def _verified(
-    target: Path, source: Source, settings: VerifySettings, devices: Sequence[str], codec: Codec | None
+    target: Path, source: Source, material: Material, gates: Sequence[Gate], devices: Sequence[str], codec: Codec | None
 ) -> Verification:
     """What the artifacts at a path are worth beside their fp32 model."""
-    material = read_material(settings, Path())
     judged = [Judged(*each) for each in artifacts_at(target)]
     if codec:
         Encoder(source).check(codec)
-    return _verify(judged, source, material, settings.gates, devices, codec)
+    return _verify(judged, source, material, gates, devices, codec)
 
 
 def compare_folders(folders: Sequence[Path], picture: Path) -> tuple[Compared, ...]:
@@ -182,14 +194,13 @@ def _verify(
         return verify(judged, source, material, gates, devices, codec, running.say)
 
 
-def _write_verification(folder: Path, manifest: dict[str, Any], verification: Verification) -> dict[str, Any]:
-    """Write what was found out; the manifest, which is returned, comes last and names the files that it is true of."""
-    proven = {**manifest, "verified": verification.passed, "files": proven_files(folder, manifest)}
-    try:
-        card = render_card(proven, verification, (folder / RECIPE).read_text("utf-8"))
-        page = render_page(proven, verification)
-    except (KeyError, TypeError, UndefinedError) as error:
-        raise ArtifactError(f"{folder / MANIFEST} is not what this tierexport writes ({error!r}): build it again") from None
+def _write_verification(
+    folder: Path, manifest: dict[str, Any], verification: Verification, files: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write what was found out of these files, by their digests; the manifest, which is returned, comes last and names them."""
+    proven = {**manifest, "verified": verification.passed, "files": dict(files)}
+    card = render_card(proven, verification, (folder / RECIPE).read_text("utf-8"))
+    page = render_page(proven, verification)
     write_json(folder / VERIFICATION, verification.as_json())
     write_whole(folder / CARD, card)
     write_whole(folder / PAGE, page)

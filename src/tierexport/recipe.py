@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from tierexport.records import (
     RETRIEVAL_GATES,
     SCALINGS,
     STORED,
+    WIDEST,
     CalibrationSettings,
     Gate,
     Recipe,
@@ -91,7 +93,7 @@ KEYS: Mapping[str, Key] = {
     "vectors.scaling": Key(f"one of {', '.join(SCALINGS)}", SCALINGS[0], "how bounds are chosen"),
     "vectors.per_vector": Key("true or false", "false", "ranges as multiples of each vector's own size"),
     "vectors.rotate": Key("true or false", "false", "a random rotation before everything else"),
-    "vectors.widen": Key("a number, at least 1", "1", "so many times as many dimensions, by rotated copies of the vector"),
+    "vectors.widen": Key(f"a number from 1 to {WIDEST}", "1", "so many times as many dimensions, by rotated copies"),
     "vectors.asymmetric": Key("true or false", "false", "documents are quantized, queries not"),
     "verify": Key("a table", "", ""),
     "verify.data": Key(
@@ -136,7 +138,7 @@ def _settled(value: Any, folder: Path) -> Any:
     if not isinstance(value, str) or value in ("", "builtin"):
         return value
     path = folder / expanded(value)
-    return str(path.resolve()) if path.exists() else value
+    return os.path.abspath(path) if path.exists() else value  # noqa: PTH100  # a link keeps its name
 
 
 def _settled_set(value: Any, folder: Path) -> Any:
@@ -406,7 +408,7 @@ def _vectors(table: _Table) -> VectorSettings:
     return VectorSettings(
         level=table.take("level", _one_of(LEVELS)),
         scaling=table.get("scaling", _one_of(SCALINGS), SCALINGS[0]),
-        widen=table.get("widen", _count, 1),
+        widen=table.get("widen", _one_of(range(1, WIDEST + 1)), 1),
         per_vector=table.get("per_vector", _flag, False),
         rotate=table.get("rotate", _flag, False),
         asymmetric=table.get("asymmetric", _flag, False),

@@ -119,6 +119,9 @@ class TorchaoSettings:
 LEVELS = ("int8", "int4", "trinary", "binary")
 """How precisely a vector's dimension may be stored."""
 
+WIDEST = 16
+"""So many times as many dimensions a vector may be stored in; binary then takes half of what fp32 does."""
+
 SCALINGS = ("rolling", "minmax", "clip")
 """How a codec's bounds may be chosen."""
 

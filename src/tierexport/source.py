@@ -23,7 +23,7 @@ from tierexport.shipped import shipped
 from tierexport.workdir import file_digest, value_digest
 
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
-"""What of a repository is fetched and digested: configuration, vocabulary, weights; of its folders, those of its modules."""
+"""Configuration, vocabulary, weights: fetched from a repository and one folder down, and digested, folders of modules whole."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
@@ -136,9 +136,10 @@ def open_source(model: str, folder: Path | None = None) -> Source:
             "describe the model in models/NAME.toml, with the pooling it was trained with"
         )
     card = _card_metadata(path)
+    told = known.pooling or known.max_tokens or known.prompts  # which the folder alone does not say
     extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
     source = Source(
-        spec=known.source if ((folder or Path()) / model).is_dir() else model,
+        spec=known.source if Path(known.source).is_dir() and not told else model,
         name=_checked_name(known.name or _short_name(model.removeprefix("pypi:"), path)),
         path=path,
         revision=revision,
@@ -351,11 +352,13 @@ def weight_files(path: Path) -> list[Path]:
 
 def module_weights(path: Path) -> list[Path]:
     """The weight files of the modules that follow the transformer (a Dense head, say). Raises SourceError for pickles."""
-    files = [path / str(module["path"]) / "model.safetensors" for module in modules(path) if module["path"]]
-    for file in files:
-        if not file.is_file() and _pickles(file.parent):
-            raise _no_safetensors(file.parent)
-    return sorted(file for file in files if file.is_file())
+    found = []
+    for folder in (path / str(module["path"]) for module in modules(path) if module["path"]):
+        files = [*folder.rglob("model.safetensors")]
+        if not files and _pickles(folder):
+            raise _no_safetensors(folder)
+        found += files
+    return sorted(found)
 
 
 def _no_safetensors(path: Path) -> SourceError:
@@ -402,6 +405,7 @@ def check_finite(source: Source) -> None:
 
 
 def _digested(path: Path, found: list[Path]) -> list[str]:
-    folders = {path, *(path / str(module["path"]) for module in modules(path))}
-    small = [file for folder in folders for pattern in MODEL_FILES[:-1] for file in folder.glob(pattern) if file.is_file()]
+    inside = [path / str(module["path"]) for module in modules(path) if module["path"]]
+    globs = [path.glob, *(folder.rglob for folder in inside)]
+    small = [file for glob in globs for pattern in MODEL_FILES[:-1] for file in glob(pattern) if file.is_file()]
     return sorted({file.relative_to(path).as_posix() for file in [*small, *found]})

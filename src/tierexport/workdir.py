@@ -210,7 +210,9 @@ def building(out: Path) -> Iterator[Path]:
     """
     with _replacing(out.resolve(), is_artifact, "an artifact") as work:
         if not work.exists():
-            shutil.copytree(out, work, copy_function=_link) if out.exists() else work.mkdir()
+            work.mkdir()
+            if out.exists():
+                clone(out, work)
         for leftover in work.glob(".*.partial"):
             _remove(leftover)
         try:
@@ -276,11 +278,16 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout:
-        raise MachineError(f"another run is writing {path}: wait for it, or name another --out") from None
+        raise MachineError(f"another run is at work on {path}: wait for it, or name another folder") from None
     try:
         yield
     finally:
         lock.release()
+
+
+def clone(folder: Path, into: Path) -> None:
+    """What a folder holds in another, by hard links: its files may be replaced there, but not changed in place."""
+    shutil.copytree(folder, into, symlinks=True, copy_function=_link, dirs_exist_ok=True)
 
 
 def _link(source: str, target: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tierexport.errors import MachineError
 from tierexport.hubs import Held
-from tierexport.workdir import folder_digests, is_artifact, making
+from tierexport.workdir import clone, folder_digests, is_artifact, making
 
 
 class Directory:
@@ -23,13 +23,17 @@ class Directory:
         return Held("", {name: f"sha256:{digest}" for name, digest in found.items()})
 
     def upload(self, files: Mapping[str, Path], removed: Sequence[str], held: Held, message: str) -> str:  # noqa: ARG002
-        """Swap in a folder of what stays and what is new."""
+        """Swap in a folder that starts as what is there."""
         with making(self.path, is_artifact, "an artifact") as work:
             if self.held() != held:
                 raise MachineError(f"{self.path} has changed meanwhile: run again")
-            kept = {name: self.path / name for name in set(held.files) - set(removed)}
-            for name, path in (kept | dict(files)).items():
+            if self.path.exists():
+                clone(self.path, work)
+            for name in removed:
+                (work / name).unlink()
+            for name, path in files.items():
                 place = work / name
                 place.parent.mkdir(parents=True, exist_ok=True)
+                place.unlink(missing_ok=True)  # it may be a hard link to the folder's own
                 shutil.copy2(path, place)
         return str(self.path)
