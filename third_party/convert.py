@@ -1,78 +1,175 @@
 """Drives llama.cpp's official converter in a process of its own: `python convert.py REQUEST.json`.
 
-The request names the unpacked converter, the model folder, what to write and how the vectors are
-pooled. Written are `layout` (JSON: architecture, every GGUF tensor with its shape and the Hugging
-Face tensors it is made of) and, where `outfile` is set, the unquantized fp32 GGUF.
+The request names the unpacked converter, the folder of the transformer, what to write, how vectors are pooled and whether
+texts are lower-cased first. Written are `layout` (JSON: architecture, every GGUF tensor with its shape and the Hugging Face
+tensors it is made of) and, where `outfile` is set, the unquantized fp32 GGUF.
 
-Nothing of tierexport is imported here: this file runs beside the converter's own gguf package.
+What the converter refuses or gets wrong although llama.cpp runs it is mended here, by subclasses of its own classes; where
+that is about the vocabulary, in `vocabulary.py`. Nothing of tierexport is imported: this runs beside the converter's own
+gguf package.
 """
 
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from vocabulary import set_value, with_ends, with_vocabulary
+
 POOLING = {"mean": 1, "cls": 2, "lasttoken": 3}
 """llama.cpp's numbers for `{arch}.pooling_type` (enum llama_pooling_type)."""
 
+CLASS_OF_TYPE = {
+    "bert": "BertModel",
+    "ernie": "BertModel",
+    "electra": "BertModel",
+    "distilbert": "DistilBertModel",
+    "roberta": "RobertaModel",
+    "xlm-roberta": "XLMRobertaModel",
+    "camembert": "XLMRobertaModel",
+}
+"""The converter's class of an encoder, by `model_type`, by which transformers loads one, too, whatever `architectures` says."""
+
+PREFIXES = ("bert.", "ernie.", "electra.", "distilbert.", "roberta.", "camembert.")
+"""What checkpoints of a model with a head put before the encoder's names."""
+
+HEADS = ("lm_head.", "cls.", "classifier.", "qa_outputs.", "pooler.", "discriminator_predictions.", "generator_", "vocab_")
+"""Tensors of heads that no embedding uses."""
+
+STALE = ("vocab.txt", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+"""Files of a tokenizer that say the same as tokenizer.json, or something older."""
+
+UNUSED_OUTPUT = "output.weight"
+"""The head of a decoder; llama.cpp takes the token table where there is none."""
+
 
 def observed(model_class: type[Any], made_of: dict[str, list[str]]) -> type[Any]:
-    """The converter's class, made to note which Hugging Face tensors each GGUF tensor comes from."""
+    """The converter's class, made to note which Hugging Face tensors each GGUF tensor comes from, and to leave out the head."""
 
     class Observed(model_class):  # type: ignore[misc]  # the base is known at run time only
         model_arch = model_class.model_arch
 
         def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
             for new_name, data in super().modify_tensors(data_torch, name, bid):
+                if new_name == UNUSED_OUTPUT:
+                    continue
                 made_of.setdefault(new_name, []).append(name)
                 yield new_name, data
 
     return Observed
 
 
-def with_sentencepiece(model_class: type[Any]) -> type[Any]:
-    """A BERT class that takes the converter's own XLM-R vocabulary.
+def as_encoder(model_class: type[Any], task_table: bool) -> type[Any]:
+    """A class that takes an encoder out of whatever model it was saved in; Ernie's table of tasks is added to that of types."""
 
-    The converter refuses a BertModel whose tokenizer is a sentencepiece Unigram (multilingual-e5
-    and its kin), though llama.cpp runs it.
-    """
-
-    class SentencepieceBert(model_class):  # type: ignore[misc]  # the base is known at run time only
+    class Encoder(model_class):  # type: ignore[misc]  # the base is known at run time only
         model_arch = model_class.model_arch
 
-        def set_vocab(self) -> None:
-            self._xlmroberta_set_vocab()
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.cls_out_labels = None
+            self._first_task: Any = None
 
-    return SentencepieceBert
+        @classmethod
+        def filter_tensors(cls, item: tuple[str, Callable[[], Any]]) -> tuple[str, Callable[[], Any]] | None:
+            name, get = item
+            name = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+            if name.startswith(HEADS) or name.endswith("position_ids"):
+                return None
+            found: tuple[str, Callable[[], Any]] | None = super().filter_tensors((name, get))
+            return found
+
+        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
+            if task_table and name == "embeddings.task_type_embeddings.weight":
+                return  # its first row, which every text has, is in the table of types
+            if task_table and name == "embeddings.token_type_embeddings.weight":
+                data_torch = data_torch + self.get_tensors_named("task_type_embeddings.weight")[0]
+            yield from super().modify_tensors(data_torch, name, bid)
+
+        def get_tensors_named(self, end: str) -> Any:
+            """The one tensor of the checkpoint whose name ends so."""
+            return next(get() for name, get in self.model_tensors.items() if name.endswith(end))
+
+    return Encoder
 
 
-def is_unigram(folder: Path) -> bool:
-    """Whether the model's tokenizer is a sentencepiece Unigram."""
+def as_loaded(folder: Path, arguments: dict[str, Any], scratch: Path) -> Path:
+    """The model's folder as sentence-transformers reads it: its files, but those of the tokenizer as transformers loads it.
+
+    A tokenizer's several files may contradict each other, or lack tokenizer.json; the vocabulary is written from what runs.
+    """
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder, local_files_only=True, **arguments).save_pretrained(scratch)
+    for file in folder.iterdir():
+        if file.name not in STALE and not (scratch / file.name).exists():
+            (scratch / file.name).symlink_to(file.resolve())
+    return scratch
+
+
+def class_of(hparams: dict[str, Any]) -> type[Any]:
+    """The converter's class for a model."""
+    import conversion
+
+    known = CLASS_OF_TYPE.get(str(hparams.get("model_type")))
+    found: type[Any] = conversion.get_model_class(
+        known or conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+    )
+    return as_encoder(found, bool(hparams.get("use_task_id"))) if known else found
+
+
+def mended(request: dict[str, Any], scratch: Path) -> tuple[Path, type[Any]]:
+    """The folder to convert, and the converter's class for it with what it gets wrong put right."""
+    import conversion
+    from conversion.bert import BertModel, ModernBertModel
+    from transformers import AutoTokenizer
+
+    folder = Path(request["model"])
+    model_class = class_of(conversion.ModelBase.load_hparams(folder, False))
+    if not issubclass(model_class, BertModel):
+        return folder, with_ends(model_class, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    folder = as_loaded(folder, request["tokenizer_arguments"], scratch)
+    if issubclass(model_class, ModernBertModel):
+        model_class = with_old_names(model_class)
     tokenizer = folder / "tokenizer.json"
-    return tokenizer.is_file() and json.loads(tokenizer.read_text("utf-8")).get("model", {}).get("type") == "Unigram"
+    if tokenizer.is_file():
+        model_class = with_vocabulary(model_class, json.loads(tokenizer.read_text("utf-8")), request["lowercase"])
+    return folder, model_class
+
+
+def with_old_names(model_class: type[Any]) -> type[Any]:
+    """A ModernBERT class that reads the configuration that transformers 5 saves, too."""
+
+    class OldNames(model_class):  # type: ignore[misc]  # the base is known at run time only
+        model_arch = model_class.model_arch
+
+        def set_gguf_parameters(self) -> None:
+            if "layer_norm_eps" not in self.hparams and "norm_eps" in self.hparams:
+                self.hparams["layer_norm_eps"] = self.hparams["norm_eps"]
+            whole = [at for at, kind in enumerate(self.hparams.get("layer_types", ())) if kind == "full_attention"]
+            if "global_attn_every_n_layers" not in self.hparams and len(whole) > 1:
+                self.hparams["global_attn_every_n_layers"] = whole[1] - whole[0]
+            super().set_gguf_parameters()
+
+    return OldNames
 
 
 def convert(request: dict[str, Any]) -> dict[str, Any]:
     """Convert, or only lay out, one model; returns the layout."""
     sys.path[:0] = [request["converter"], str(Path(request["converter"]) / "gguf-py")]
-    import conversion
     import gguf
     import torch
 
-    folder = Path(request["model"])
-    hparams = conversion.ModelBase.load_hparams(folder, False)
-    model_class = conversion.get_model_class(conversion.get_model_architecture(hparams, conversion.ModelType.TEXT))
-    if model_class.__name__ == "BertModel" and is_unigram(folder):
-        model_class = with_sentencepiece(model_class)
     made_of: dict[str, list[str]] = {}
-    outfile = Path(request["outfile"] or folder / "unwritten.gguf")
-    with torch.inference_mode():
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
+        folder, model_class = mended(request, Path(scratch))
         model = observed(model_class, made_of)(
             folder,
             gguf.LlamaFileType.ALL_F32,
-            outfile,
+            Path(request["outfile"] or folder / "unwritten.gguf"),
             model_name=request["name"],
             sentence_transformers_dense_modules=request["dense"],
         )
@@ -93,14 +190,13 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_parameters(model: Any, pooling: str) -> None:
-    """Have the converter state the pooling where the model's files don't."""
+    """Have the converter state the model's pooling, whatever it finds in the files beside the transformer."""
     original: Callable[[], None] = model.set_gguf_parameters
+    model._try_set_pooling_type = lambda: None  # it takes one of several, and refuses what is not asked of it
 
     def set_gguf_parameters() -> None:
         original()
-        key = f"{model.gguf_writer.arch}.pooling_type"
-        if not any(key in shard for shard in model.gguf_writer.kv_data):
-            model.gguf_writer.add_uint32(key, POOLING[pooling])
+        set_value(model.gguf_writer, f"{model.gguf_writer.arch}.pooling_type", POOLING[pooling])
 
     model.set_gguf_parameters = set_gguf_parameters
 

@@ -85,13 +85,19 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @recipe_argument
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to make; artifacts/MODEL-RECIPE if not given.")
 @set_option
+@click.option(
+    "--despite",
+    multiple=True,
+    type=click.Choice(["conversion"]),
+    help="Build a GGUF that llama.cpp reads otherwise, and say so.",
+)
 @json_option
-def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Plan, calibrate, export and verify RECIPE."""
+def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], despite: tuple[str, ...], as_json: bool) -> None:
+    """Plan, check the conversion, calibrate, export and verify RECIPE."""
     from tierexport import pipeline
     from tierexport.report import tables
 
-    made = pipeline.build(recipe, out, overrides)
+    made = pipeline.build(recipe, out, overrides, despite)
     if as_json:
         print_json({"out": str(made.out), "manifest": made.manifest, **made.verification.as_json()})
     else:
@@ -132,6 +138,10 @@ def _exit_with(found: Any) -> None:
     for verdict in found.verdicts:
         if verdict.status == "failed":
             click.echo(f"tierexport: {verdict.format} on {verdict.device}: {verdict.status}: {verdict.reason}", err=True)
+        for probe in (each for each in verdict.probes if not each.tokens_equal):
+            click.echo(
+                f"tierexport: {verdict.format}: probe {probe.name!r}: tokens part {probe.parting}: {probe.cause}", err=True
+            )
         for example in verdict.token_examples:
             click.echo(f"tierexport: {verdict.format} on {verdict.device}: other tokens: {example}", err=True)
     for name in found.ran_nowhere:

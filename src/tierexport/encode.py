@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tierexport.errors import SourceError
 from tierexport.libraries import import_sentence_transformers
 from tierexport.records import Encoded, Floats, Source
-from tierexport.source import modules
+from tierexport.source import modules, transformer_folder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -62,16 +62,26 @@ def check_complete(source: Source) -> None:
     A pooler may be absent; no embedding uses it. Raises SourceError naming a tensor that is missing.
     """
     import_sentence_transformers()
-    from transformers import AutoModel
+    from transformers import AutoConfig
 
+    folder = transformer_folder(source.path)
     try:
-        _, found = AutoModel.from_pretrained(source.path, output_loading_info=True, local_files_only=True)
+        known = auto_class(AutoConfig.from_pretrained(folder, local_files_only=True))
+        _, found = known.from_pretrained(folder, output_loading_info=True, local_files_only=True)
     except Exception as error:  # a stranger's files fail in any way
         raise SourceError(f"{source.path}: transformers can't load this model: {error}") from error
     if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
         raise SourceError(
             f"{source.path}: config.json promises {missing[0]}, which the weights lack ({len(missing)} such tensors)"
         )
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads what sentence-transformers runs: of an encoder-decoder the encoder alone."""
+    from transformers import AutoModel, AutoModelForTextEncoding
+
+    encoders = AutoModelForTextEncoding._model_mapping
+    return AutoModelForTextEncoding if config.is_encoder_decoder and type(config) in encoders else AutoModel
 
 
 def prompt_for(prompts: Mapping[str, str], kind: str) -> str:
@@ -118,11 +128,12 @@ def _encode_block(model: "SentenceTransformer", texts: Sequence[str], lengths: S
         for batch in length_sorted(lengths):
             features = model.preprocess([texts[index] for index in batch], prompt=prompt or None)
             features = {key: value.to(model.device) if hasattr(value, "to") else value for key, value in features.items()}
-            found.append((batch, model(features)["sentence_embedding"].float().cpu().numpy()))
-    vectors = np.zeros((len(texts), found[0][1].shape[1]), np.float32)
+            vectors = model(features)["sentence_embedding"][:, : model.truncate_dim]
+            found.append((batch, vectors.float().cpu().numpy()))
+    whole = np.zeros((len(texts), found[0][1].shape[1]), np.float32)
     for batch, rows in found:
-        vectors[batch] = rows
-    return vectors
+        whole[batch] = rows
+    return whole
 
 
 class VectorStore:

@@ -5,6 +5,7 @@
     │   ├── RecipeError           a recipe, a --set value, a rule
     │   ├── SourceError           the source model's files
     │   ├── PlanError             a tier that a tensor can't take
+    │   ├── ConversionError       a conversion whose vectors are not the model's
     │   ├── DataError             texts, a retrieval set, an STS file
     │   ├── CalibrationError      an importance matrix
     │   ├── ArtifactError         a file or folder that is not what it should be
@@ -36,6 +37,10 @@ class SourceError(InputError):
 
 class PlanError(InputError):
     """A tensor can't take the type its tier asks for."""
+
+
+class ConversionError(InputError):
+    """What llama.cpp makes of a converted model differs from the model."""
 
 
 class DataError(InputError):

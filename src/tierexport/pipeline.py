@@ -35,7 +35,7 @@ from tierexport.formats.gguf import converted, source_stages
 from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
 from tierexport.formats.torchao import weight_bytes
 from tierexport.plan import make_plan
-from tierexport.progress import stage
+from tierexport.progress import note, stage
 from tierexport.recipe import PATH_KEYS, read_recipe, settle_paths
 from tierexport.records import Artifact, Floats, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, Text, VerifySettings
 from tierexport.report.page import render_page
@@ -46,8 +46,9 @@ from tierexport.source import check_finite, modules, open_source
 from tierexport.vectoring import Encoder
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.storage import read_codec, write_codec
-from tierexport.verdicts import Verification
-from tierexport.verify import Judged, Material, read_material, verify
+from tierexport.verdicts import Conversion, Verification
+from tierexport.verify import Judged, Material, Reference, read_material, verify
+from tierexport.verify.conversion import DESPITE, check_conversion, refuse_failed
 from tierexport.workdir import Stages, building, expanded, file_digest, locked, stage_key, write_json, write_whole
 
 DEVICES = ("cpu", "cuda")
@@ -70,15 +71,20 @@ def plan(recipe_path: Path, overrides: Sequence[str] = ()) -> Plan:
     """What a build of this recipe would make. Raises InputError or MachineError."""
     recipe = read_recipe(recipe_path, overrides)
     with stage("Looking at the model"):
-        return make_plan(recipe, open_source(recipe.model, recipe.folder), formats_of(recipe))
+        source = open_source(recipe.model, recipe.folder)
+        made = make_plan(recipe, source, formats_of(recipe))
+    for remark in source.remarks:
+        note(f"{source.name}: {remark}")
+    return made
 
 
-def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> Build:
-    """Plan, calibrate, export and verify; `out` is replaced when all of it is done.
+def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] = (), despite: Sequence[str] = ()) -> Build:
+    """Plan, check the conversion, calibrate, export and verify; `out` is replaced when all of it is done.
 
     Stages whose inputs have not changed are not run again, and a killed build goes on where it
-    was. Raises InputError or MachineError, having left nothing behind. An artifact that fails its
-    verification is kept, and its manifest says so.
+    was. Raises InputError or MachineError, having left nothing behind; ConversionError where llama.cpp does not make of
+    the converted model what it is, unless `despite` has "conversion". An artifact that fails its verification is kept,
+    and its manifest says so.
     """
     made = plan(recipe_path, overrides)
     recipe, source = made.recipe, made.source
@@ -88,6 +94,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         with stage("Checking the weights"):
             check_finite(source)
             check_complete(source)
+        conversion = _conversion(made, despite)
         codec = output_codec(made)
         imatrix = importance(made)
         _drop_leftovers(work, made)
@@ -102,9 +109,20 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         judged = [Judged(artifact.format, artifact.path) for artifact in artifacts]
         verification = _verify(judged, source, material, recipe.verify.gates, DEVICES, codec)
         write_whole(work / RECIPE, tomli_w.dumps(_portable(recipe)))
-        manifest = describe(made, artifacts, imatrix, codec, work)
+        manifest = describe(made, artifacts, imatrix, codec, conversion, work)
         manifest = _write_verification(work, manifest, verification, proven_files(work, manifest))
     return Build(out, manifest, verification)
+
+
+def _conversion(made: Plan, despite: Sequence[str]) -> Conversion | None:
+    """What llama.cpp makes of the unquantized GGUF, where one is built. Raises ConversionError for what is wrong."""
+    if not any(fmt.format == "gguf" for fmt in made.formats):
+        return None
+    with stage("Checking the conversion") as running:
+        found = check_conversion(made.source, Reference(made.source, running.say))
+    if DESPITE not in despite:
+        refuse_failed(made.source, found)
+    return found
 
 
 def _drop_leftovers(work: Path, made: Plan) -> None:
@@ -358,7 +376,14 @@ def _key(plan: FormatPlan, recipe: Recipe, source: Source, extra: Any) -> str:
     return stage_key(asdict(source) | {"path": ""}, recipe.name, recipe.rounding, rows, read, extra, tools())
 
 
-def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, codec: Codec | None, folder: Path) -> dict[str, Any]:
+def describe(
+    made: Plan,
+    artifacts: Sequence[Artifact],
+    imatrix: Imatrix,
+    codec: Codec | None,
+    conversion: Conversion | None,
+    folder: Path,
+) -> dict[str, Any]:
     """The manifest: what was made of what, tensor by tensor, with the bytes that are on the disk."""
     source, recipe = made.source, made.recipe
     return {
@@ -383,6 +408,7 @@ def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, codec:
             "calibration": {"dataset": imatrix.dataset, "texts": imatrix.chunks} if imatrix.path else None,
             "rounding_texts": texts_digest(_texts(recipe), recipe.calibration.texts) if any(map(_feeds_back, made)) else None,
         },
+        "conversion": conversion and conversion.as_json(),
         "vectors": codec and _told(codec),
         "tools": tools(),
         "artifacts": [_describe_artifact(artifact, folder) for artifact in artifacts],

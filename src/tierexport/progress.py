@@ -10,6 +10,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 console = Console(stderr=True)
 
 
+def note(what: str) -> None:
+    """One line on stderr that the user should know of, watched or not."""
+    sys.stderr.write(f"tierexport: note: {what}\n")
+
+
 class Stage:
     """The running stage, as the code that does the work sees it."""
 

@@ -75,6 +75,11 @@ def _objections(folder: Path, manifest: Mapping[str, Any], found: Verification) 
         if not gate.passed:
             value = "was not measured" if gate.value is None else f"is {gate.value:.5f}"
             yield Objection(gate.name, f"the gate failed: on {gate.device}, {gate.format}, it {value}")
+    if not (manifest.get("conversion") or {"passed": True})["passed"]:
+        first = manifest["conversion"]["failed"][0]
+        yield Objection(
+            "conversion", f"the GGUF was built though llama.cpp reads it otherwise ({first['name']}: {first['cause']})"
+        )
     if manifest.get("files") != (now := proven_files(folder, manifest)):
         before = manifest.get("files") or {}
         other = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))

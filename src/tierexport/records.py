@@ -23,7 +23,8 @@ Floats = npt.NDArray[np.float32]
 class Source:
     """A model whose files lie in a local folder, checked but not yet read.
 
-    `digest` covers every file that can change a vector, and what the model description adds.
+    `digest` covers every file that can change a vector, and what the model description adds. `pooling` is a mode of
+    sentence-transformers, or several ("cls and mean"); `remarks`: what its user should know of how it was read.
     """
 
     spec: str
@@ -39,6 +40,7 @@ class Source:
     licence: str | None
     base_model: str | None
     languages: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,24 @@ from tierexport.workdir import file_digest, value_digest
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 """Configuration, vocabulary, weights: fetched from a repository and one folder down, and digested, folders of modules whole."""
 
+TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""The names under which sentence-transformers has saved its own settings of a transformer, the present one first."""
+
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 UNLIMITED = 1_000_000
 """Tokens from which a tokenizer's limit means that it has none: transformers writes 10^30."""
 
-POOLINGS = ("mean", "cls", "lasttoken")
-"""The poolings that sentence-transformers and llama.cpp share."""
+POOLINGS = ("mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
+"""The poolings of sentence-transformers; two at once are written "cls and mean"."""
+
+POSITIONS_FROM_PADDING = (
+    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "roberta-prelayernorm", "data2vec-text",
+    "ibert", "xmod", "luke", "esm",
+)  # fmt: skip
+"""Values of `model_type` whose positions are counted from the padding token's number + 1: so many rows are never used."""
 
 FILE_NAME = r"(?!\.)[\w.-]{1,100}"
 """What the name of a model or a recipe may be: it becomes part of file names."""
@@ -121,20 +132,21 @@ def open_source(model: str, folder: Path | None = None) -> Source:
     """
     known = describe(model, folder or Path())
     path, revision = _locate(known)
-    config = _read_object(path / "config.json", "every model folder has one")
-    _refuse_remote_code(path, config)
-    if not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise SourceError(f"{path} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
+    inner = transformer_folder(path)
+    _refuse_adapter(inner)
+    config = _read_object(inner / "config.json", "every model folder has one")
+    _refuse_remote_code(inner, config)
+    if not any((inner / name).is_file() for name in TOKENIZER_FILES):
+        raise SourceError(f"{inner} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
     weights = weight_files(path)
     settings = _sentence_settings(path)
-    if known.pooling and settings.pooling and known.pooling != settings.pooling:
-        raise SourceError(f"{model}: its description says {known.pooling} pooling, its own files {settings.pooling}")
-    pooling = known.pooling or settings.pooling
-    if pooling not in POOLINGS:
+    pooling = settings.pooling or known.pooling  # where both say one, the model's own files hold
+    if not pooling or not set(pooling.split(" and ")) <= set(POOLINGS):
         raise SourceError(
             f"{model}: pooling is {pooling!r}, which has to be one of {', '.join(POOLINGS)}: "
             "describe the model in models/NAME.toml, with the pooling it was trained with"
         )
+    max_tokens, cut = _cut(known.max_tokens or settings.max_tokens or _tokenizer_limit(inner, config), config)
     card = _card_metadata(path)
     told = known.pooling or known.max_tokens or known.prompts  # which the folder alone does not say
     extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
@@ -147,21 +159,42 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         architecture=next(iter([*_texts(config.get("architectures")), str(config.get("model_type"))])),
         layers=next((config[key] for key in _LAYER_KEYS if _is_count(config.get(key))), 0),
         pooling=pooling,
-        max_tokens=known.max_tokens or settings.max_tokens or _tokenizer_limit(path, config),
+        max_tokens=max_tokens,
         prompts={**settings.prompts, **known.prompts},
         licence=known.licence or _text(card.get("license")),
         base_model=known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None),
         languages=tuple(known.languages) or _texts(card.get("language")),
+        remarks=tuple(_remarks(known, settings, cut)),
     )
     if not source.layers:
         raise SourceError(f"{model}: config.json states no whole number of layers ({' or '.join(_LAYER_KEYS)})")
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and 0 < positions < (source.max_tokens or 0):
-        raise SourceError(
-            f"{model}: texts are cut at {source.max_tokens} tokens, but the model has {positions} positions: "
-            "set max_tokens in models/NAME.toml, or max_seq_length in sentence_bert_config.json"
-        )
     return source
+
+
+def _remarks(known: Description, settings: "_SentenceSettings", cut: str) -> Iterator[str]:
+    """What a user should know of how the model was read."""
+    if known.pooling and settings.pooling and known.pooling != settings.pooling:
+        yield f"its description says {known.pooling} pooling, its own files {settings.pooling}: the files hold"
+    if cut:
+        yield cut
+
+
+def usable_positions(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a text may have by the rows of the position table, or None where there is none."""
+    rows = config.get("max_position_embeddings")
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
+        return None
+    padding = config.get("pad_token_id")
+    skipped = padding + 1 if config.get("model_type") in POSITIONS_FROM_PADDING and isinstance(padding, int) else 0
+    return rows - skipped if rows > skipped else None
+
+
+def _cut(limit: int | None, config: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Where texts are cut, and a remark where the model's own limit is beyond the positions that it has."""
+    usable = usable_positions(config)
+    if limit is None or usable is None or limit <= usable:
+        return limit or usable, ""
+    return usable, f"its files cut texts at {limit} tokens, but only {usable} positions can be used: texts are cut at {usable}"
 
 
 def _short_name(model: str, path: Path) -> str:
@@ -224,14 +257,15 @@ def _sentence_settings(path: Path) -> _SentenceSettings:
     for module in modules(path):
         if module["type"].endswith(".Pooling"):
             settings = replace(settings, pooling=_pooling(_read_object(path / module["path"] / "config.json", "pooling")))
-    for name in ("sentence_bert_config.json", "config_sentence_transformers.json"):
-        if (path / name).is_file():
-            document = _read_object(path / name, "")
+    own = path / "config_sentence_transformers.json"
+    for file in [*(transformer_folder(path) / name for name in TRANSFORMER_SETTINGS), own]:
+        if file.is_file():
+            document = _read_object(file, "")
             prompts, limit = document.get("prompts") or {}, document.get("max_seq_length")
             if not isinstance(prompts, dict) or not all(text is None or _is_text(text) for text in prompts.values()):
-                raise SourceError(f"{path / name}: prompts has to be a table of texts, not {prompts!r}")
+                raise SourceError(f"{file}: prompts has to be a table of texts, not {prompts!r}")
             if limit is not None and not _is_count(limit):
-                raise SourceError(f"{path / name}: max_seq_length has to be a whole number above zero, not {limit!r}")
+                raise SourceError(f"{file}: max_seq_length has to be a whole number above zero, not {limit!r}")
             settings = replace(
                 settings,
                 max_tokens=limit or settings.max_tokens,
@@ -241,12 +275,54 @@ def _sentence_settings(path: Path) -> _SentenceSettings:
 
 
 def _tokenizer_limit(path: Path, config: Mapping[str, Any]) -> int | None:
-    """Tokens that a text is cut at where sentence-transformers 6 saved a model: it states them with the tokenizer alone."""
-    if not ((path / "sentence_bert_config.json").is_file() and (path / "tokenizer_config.json").is_file()):
+    """Tokens that sentence-transformers cuts a text at where only the tokenizer states them."""
+    if not (path / "tokenizer_config.json").is_file():
         return None
     limits = [_read_object(path / "tokenizer_config.json", "").get("model_max_length"), config.get("max_position_embeddings")]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < UNLIMITED]
     return min(known, default=None)
+
+
+def transformer_settings(path: Path) -> dict[str, Any]:
+    """What a model folder's sentence_bert_config.json, under whichever of its names, says of the transformer; {} without one."""
+    files = (transformer_folder(path) / name for name in TRANSFORMER_SETTINGS)
+    return next((_read_object(file, "") for file in files if file.is_file()), {})
+
+
+def module_settings(path: Path, module: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config.json of a module after the transformer says; {} where it has none."""
+    file = path / str(module["path"]) / "config.json"
+    return _read_object(file, "") if module["path"] and file.is_file() else {}
+
+
+def transformer_folder(path: Path) -> Path:
+    """Where config.json, tokenizer and weights of the transformer lie: the folder itself, or 0_Transformer in old layouts.
+
+    Raises SourceError where the first module is no transformer.
+    """
+    listed = modules(path)
+    if not listed:
+        return path
+    kind = module_kind(listed[0])
+    if kind != "Transformer":
+        raise SourceError(f"{path} begins with a {kind} module, which is no transformer: there is nothing to quantize in tiers")
+    return path / str(listed[0]["path"])
+
+
+def module_kind(module: Mapping[str, Any]) -> str:
+    """The class of a module without where it is defined."""
+    return str(module["type"]).rpartition(".")[2]
+
+
+def _refuse_adapter(path: Path) -> None:
+    """A LoRA adapter alone can't be exported: its base model is elsewhere, and not merged with it."""
+    if (path / "config.json").is_file() or not (path / "adapter_config.json").is_file():
+        return
+    base = _read_object(path / "adapter_config.json", "").get("base_model_name_or_path")
+    raise SourceError(
+        f"{path} is an adapter (LoRA) for {base or 'a base model that it does not name'}, without that model: merge the two "
+        "(peft's merge_and_unload) and save the result, then name its folder"
+    )
 
 
 def modules(path: Path) -> list[dict[str, Any]]:
@@ -267,12 +343,24 @@ def modules(path: Path) -> list[dict[str, Any]]:
     return listed
 
 
-def _pooling(config: dict[str, Any]) -> str | None:
-    if mode := config.get("pooling_mode"):
-        return str(mode)
-    flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
-    on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    return flags.get(on[0], on[0]) if len(on) == 1 else " and ".join(on) or None
+def _pooling(config: Mapping[str, Any]) -> str | None:
+    """The pooling modes that a Pooling module's config.json states, in either of its forms, joined by " and "."""
+    mode = config.get("pooling_mode")
+    flags = [key for key in config if key.startswith("pooling_mode_")]
+    on = [name for key, name in _POOLING_FLAGS.items() if config.get(key) is True]
+    modes = (mode if isinstance(mode, list) else [mode]) if mode else on
+    return " and ".join(map(str, modes)) or ("mean" if flags else None)
+
+
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""The flags of a Pooling module saved before there was "pooling_mode", in the order in which vectors are joined."""
 
 
 def _refuse_remote_code(path: Path, config: dict[str, Any]) -> None:
@@ -331,7 +419,8 @@ def weight_files(path: Path) -> list[Path]:
 
     Raises SourceError when there are none, only pickles, or one is damaged.
     """
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    inner = transformer_folder(path)
+    single, index = inner / "model.safetensors", inner / "model.safetensors.index.json"
     if single.is_file():
         found = [single]
     elif index.is_file():
@@ -341,9 +430,9 @@ def weight_files(path: Path) -> list[Path]:
         names = sorted(set(listed.values()))
         if outside := [name for name in names if Path(name).name != name]:
             raise SourceError(f"{index}: {outside[0]!r} leaves the model's folder")
-        found = [path / name for name in names]
+        found = [inner / name for name in names]
     else:
-        raise _no_safetensors(path)
+        raise _no_safetensors(inner)
     found += module_weights(path)
     for file in found:
         _check_header(file)
@@ -353,7 +442,7 @@ def weight_files(path: Path) -> list[Path]:
 def module_weights(path: Path) -> list[Path]:
     """The weight files of the modules that follow the transformer (a Dense head, say). Raises SourceError for pickles."""
     found = []
-    for folder in (path / str(module["path"]) for module in modules(path) if module["path"]):
+    for folder in (path / str(module["path"]) for module in modules(path)[1:] if module["path"]):
         files = [*folder.rglob("model.safetensors")]
         if not files and _pickles(folder):
             raise _no_safetensors(folder)

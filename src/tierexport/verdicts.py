@@ -65,6 +65,54 @@ class StsVerdict:
 
 
 @dataclass(frozen=True)
+class ProbeVerdict:
+    """What became of a text of a kind on which conversions go wrong: whether its token ids are fp32's, the cosine to fp32's
+    vector, and where ids part. A probe that is not `required` is reported alone.
+    """
+
+    name: str
+    text: str
+    tokens_equal: bool
+    cosine: float
+    required: bool
+    cause: str
+    parting: str = ""
+
+    def holds(self, least: float) -> bool:
+        """Whether tokens are equal and the cosine is at least so much."""
+        return self.tokens_equal and self.cosine >= least
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The unquantized GGUF beside fp32 on the probes."""
+
+    probes: tuple[ProbeVerdict, ...]
+    least: float
+
+    @property
+    def failed(self) -> tuple[ProbeVerdict, ...]:
+        """The required probes that came out otherwise."""
+        return tuple(each for each in self.probes if each.required and not each.holds(self.least))
+
+    @property
+    def limits(self) -> tuple[ProbeVerdict, ...]:
+        """The others that did."""
+        return tuple(each for each in self.probes if not each.required and not each.holds(self.least))
+
+    def as_json(self) -> dict[str, Any]:
+        """As manifest.json has it: what held in numbers, what did not in full."""
+        return {
+            "passed": not self.failed,
+            "probes": len(self.probes),
+            "least_cosine": self.least,
+            "cos_min": min(each.cosine for each in self.probes if each.required),
+            "failed": [asdict(each) for each in self.failed],
+            "limits": [asdict(each) for each in self.limits],
+        }
+
+
+@dataclass(frozen=True)
 class Verdict:
     """One artifact on one device against the fp32 reference. `status`: ok, failed or not run.
 
@@ -72,7 +120,8 @@ class Verdict:
     `tokens_share` the share that has; where they differ, `token_examples` shows some, and
     `same_tokens` is the fidelity on the texts that have them. The speeds are of the artifact and of
     fp32 on the same device, texts per second, taken in turns in one run. `vectors` is None where
-    vectors were judged as they came, or the name of the codec that they were stored by before.
+    vectors were judged as they came, or the name of the codec that they were stored by before. `probes`: of a GGUF, what
+    became of texts of the kinds on which conversions go wrong.
     """
 
     format: str
@@ -90,6 +139,7 @@ class Verdict:
     retrieval: tuple[RetrievalVerdict, ...] = ()
     sts: StsVerdict | None = None
     vectors: str | None = None
+    probes: tuple[ProbeVerdict, ...] = ()
 
     @property
     def label(self) -> str:
@@ -128,6 +178,7 @@ class Verdict:
                 "cosines": tuple(found["cosines"]),
                 "retrieval": tuple(map(_retrieval, found["retrieval"])),
                 "sts": found["sts"] and StsVerdict(**found["sts"]),
+                "probes": tuple(ProbeVerdict(**each) for each in found.get("probes", ())),
             }
         )
 

@@ -21,6 +21,7 @@ from tierexport.calibrate import floored
 from tierexport.encode import prompt_for
 from tierexport.errors import ArtifactError, MachineError, PlanError
 from tierexport.formats import ggml
+from tierexport.formats.carried import OTHER_FORMAT, refuse_more_tokens_than_rows, refuse_what_is_lost
 from tierexport.records import Floats, FormatPlan, Imatrix, PlannedTensor, Recipe, Source, Tensor, Tier
 from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
 from tierexport.rounding.gptq import Codes
@@ -28,7 +29,7 @@ from tierexport.rounding.grids import GGUF_GRIDS
 from tierexport.rounding.layerwise import Rounded, Target
 from tierexport.rounding.packing import pack
 from tierexport.shipped import shipped
-from tierexport.source import modules
+from tierexport.source import module_kind, modules, transformer_folder, transformer_settings
 from tierexport.workdir import Stages, cache_dir, file_digest, stage_key, tells_of_full_disk
 
 CONVERT_SECONDS = 3600
@@ -52,10 +53,6 @@ _FILE_TYPES = {"F32": "ALL_F32", **{f"Q{bits}_K": f"MOSTLY_Q{bits}_K_M" for bits
 """`general.file_type` (enum llama_ftype) of the type that most parameters have, where it is not MOSTLY_TYPE."""
 
 
-POOLED_BY_LLAMA_CPP = ("Transformer", "Pooling", "Normalize", "Dense")
-"""sentence-transformers modules that llama.cpp has a counterpart of (for Dense: of some models)."""
-
-
 @dataclass(frozen=True)
 class Layout:
     """What the official converter makes of a model: its architecture and its tensors."""
@@ -71,15 +68,13 @@ class GgufFormat:
 
     def tensors(self, source: Source) -> tuple[Tensor, ...]:
         """What the converter would write. Raises PlanError when llama.cpp can't hold the model."""
+        refuse_what_is_lost(source)
+        refuse_more_tokens_than_rows(source)
         layout = read_layout(source)
-        kinds = [module["type"].rpartition(".")[2] for module in modules(source.path)]
-        if foreign := [kind for kind in kinds if kind not in POOLED_BY_LLAMA_CPP]:
-            raise PlanError(f"{source.name} has a {foreign[0]} module, which a GGUF can't hold. {_OTHER_FORMAT}")
-        heads = [module["type"] for module in modules(source.path) if module["type"].endswith(".Dense")]
-        if heads and not any(tensor.name.startswith("dense_") for tensor in layout.tensors):
+        if _has_dense(source) and not any(tensor.name.startswith("dense_") for tensor in layout.tensors):
             raise PlanError(
                 f"{source.name} has a Dense head after pooling, which llama.cpp drops for {layout.architecture}: "
-                "the GGUF's vectors would be wrong. " + _OTHER_FORMAT
+                "the GGUF's vectors would be wrong. " + OTHER_FORMAT
             )
         return layout.tensors
 
@@ -111,7 +106,8 @@ class GgufFormat:
         return tensor.parameters // columns * ggml.row_bytes(gguf.GGMLQuantizationType[native], columns)
 
 
-_OTHER_FORMAT = "torchao is still possible: --set 'formats=[\"torchao\"]'"
+def _has_dense(source: Source) -> bool:
+    return any(module_kind(module) == "Dense" for module in modules(source.path))
 
 
 def fits(tensor: Tensor, native: str) -> bool:
@@ -161,18 +157,22 @@ def source_stages(source: Source) -> Stages:
 
 
 def _converter_key() -> str:
-    return stage_key(archive.pin().sha256, file_digest(shipped("third_party") / "convert.py"))
+    driver = [file_digest(shipped("third_party") / name) for name in ("convert.py", "vocabulary.py")]
+    return stage_key(archive.pin().sha256, driver)
 
 
 def _run_converter(source: Source, out: Path, outfile: str | None) -> None:
+    settings = transformer_settings(source.path)
     with tempfile.TemporaryDirectory() as scratch:
         request, log = Path(scratch) / "request.json", Path(scratch) / "log"
         job = {
             "converter": str(archive.converter()),
-            "model": str(source.path),
+            "model": str(transformer_folder(source.path)),
             "name": source.name,
             "pooling": source.pooling,
-            "dense": any(module["type"].endswith(".Dense") for module in modules(source.path)),
+            "dense": _has_dense(source),
+            "lowercase": bool(settings.get("do_lower_case")),
+            "tokenizer_arguments": settings.get("tokenizer_args") or settings.get("processor_kwargs") or {},
             "outfile": str(out / outfile) if outfile else None,
             "layout": str(out / "layout.json"),
         }
@@ -195,8 +195,8 @@ def _converter_error(source: Source, log: str, code: int) -> Exception:
     if code < 0:
         return MachineError(f"the converter was killed by signal {-code} on {source.name}: is there too little memory?")
     if "NotImplementedError" in log:
-        return PlanError(f"llama.cpp can't hold {source.name} ({source.architecture}): {last}. {_OTHER_FORMAT}")
-    return PlanError(f"llama.cpp's converter refuses {source.name} ({source.architecture}): {last}. {_OTHER_FORMAT}")
+        return PlanError(f"llama.cpp can't hold {source.name} ({source.architecture}): {last}. {OTHER_FORMAT}")
+    return PlanError(f"llama.cpp's converter refuses {source.name} ({source.architecture}): {last}. {OTHER_FORMAT}")
 
 
 # --- writing

@@ -100,11 +100,14 @@ def _means(sums: Floats, counts: Floats) -> Floats:
 
 
 def check_fits(imatrix: Imatrix, tensors: Iterable[Tensor]) -> None:
-    """Refuse an imatrix of another model. Raises CalibrationError naming the tensor that differs."""
+    """Refuse an imatrix of another model. Raises CalibrationError naming the tensor that differs.
+
+    Entries that the model does not need, a pooler's or an output head's, are no reason to.
+    """
     named = {tensor.name: tensor for tensor in tensors}
     for name, means in imatrix.means.items():
         if name not in named:
-            raise CalibrationError(f"{imatrix.path} has an entry for {name}, which this model lacks: it is another model's")
+            continue
         experts = int(np.prod(named[name].shape[:-2]))
         if means.size != experts * named[name].shape[-1]:
             raise CalibrationError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from tierexport.encode import open_model
+from tierexport.encode import auto_class, open_model
 from tierexport.errors import ArtifactError, MachineError, PlanError, SourceError
 from tierexport.formats.int4 import pack_int4, plain, store
 from tierexport.libraries import import_sentence_transformers
@@ -21,7 +21,7 @@ from tierexport.records import Floats, FormatPlan, PlannedTensor, Source, Tensor
 from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
 from tierexport.rounding.grids import int4_grid
 from tierexport.rounding.layerwise import Rounded, Target
-from tierexport.source import module_weights, modules
+from tierexport.source import module_weights, modules, transformer_folder
 from tierexport.workdir import write_json, write_whole
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class TorchaoFormat:
 
         Raises SourceError when transformers does not know the architecture.
         """
-        found = [_tensor(name, shape, kind) for name, (shape, kind) in _module_tree(source.path).items()]
+        found = [_tensor(name, shape, kind) for name, (shape, kind) in _module_tree(transformer_folder(source.path)).items()]
         for file in module_weights(source.path):
             with safe_open(file, framework="np") as opened:
                 for name in opened.keys():  # noqa: SIM118  # not a dict
@@ -109,11 +109,12 @@ def _module_tree(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and kind of module ("linear", "embedding", "other") of every tensor that is saved."""
     import_sentence_transformers()
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     try:
         with torch.device("meta"):
-            model = AutoModel.from_config(AutoConfig.from_pretrained(path, local_files_only=True))
+            config = AutoConfig.from_pretrained(path, local_files_only=True)
+            model = auto_class(config).from_config(config)
     except Exception as error:  # a stranger's configuration fails in any way
         raise SourceError(f"transformers does not know the architecture of {path}: {error}") from error
     kinds = {torch.nn.Linear: "linear", torch.nn.Embedding: "embedding"}
@@ -123,7 +124,9 @@ def _module_tree(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         module = found[name.rpartition(".")[0]]
         return next((kind for base, kind in kinds.items() if isinstance(module, base)), "other")
 
-    return {name: (tuple(tensor.shape), kind(name)) for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict(keep_vars=True)
+    saved = {id(tensor): name for name, tensor in reversed(tensors.items())}  # of tied ones the first
+    return {name: (tuple(tensor.shape), kind(name)) for name, tensor in tensors.items() if saved[id(tensor)] == name}
 
 
 def _tensor(name: str, shape: tuple[int, ...], kind: str) -> Tensor:

@@ -22,8 +22,8 @@ from tierexport.formats import llama, torchao
 from tierexport.metrics import cosines
 from tierexport.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
 from tierexport.vectors.codecs import Codec
-from tierexport.verdicts import Verdict, Verification
-from tierexport.verify import fidelity, gates, llama_worker, readers, retrieval, sts
+from tierexport.verdicts import ProbeVerdict, Verdict, Verification
+from tierexport.verify import fidelity, gates, llama_worker, probes, readers, retrieval, sts
 from tierexport.verify.devices import why_not
 from tierexport.verify.readers import read_gguf, read_torchao
 from tierexport.verify.speed import side_by_side
@@ -148,15 +148,16 @@ def _verdicts(
         return
     expected = {name: reference.encode(name, *each) for name, each in texts.items()}
     try:
-        found = {name: _encode(artifact, device, reference, name, *each) for name, each in texts.items()}
+        found = {name: read_artifact(artifact, device, reference, name, *each) for name, each in texts.items()}
         for name in texts:
             fidelity.check_shape(artifact.path.name, expected[name], found[name])
+        probed = _probe(artifact, device, reference) if artifact.format == "gguf" else ()
         speeds = _speeds(artifact, device, reference, texts)
     except (ArtifactError, MachineError) as error:
         yield Verdict(artifact.format, device, "failed", str(error))
         return
     verdict = _judge(artifact, device, expected, found, material, texts[SCREEN][1])
-    yield replace(verdict, texts_per_second=speeds[0], reference_texts_per_second=speeds[1])
+    yield replace(verdict, texts_per_second=speeds[0], reference_texts_per_second=speeds[1], probes=probed)
     if codec:
         stored = {name: _stored(vectors, codec, texts[name][0]) for name, vectors in found.items()}
         verdict = _judge(artifact, device, expected, stored, material, texts[SCREEN][1])
@@ -170,7 +171,17 @@ def _stored(found: Encoded, codec: Codec, kind: str) -> Encoded:
     return replace(found, vectors=codec.restored(found.vectors))
 
 
-def _encode(artifact: Judged, device: str, reference: Reference, name: str, kind: str, texts: list[str]) -> Encoded:
+def _probe(artifact: Judged, device: str, reference: Reference) -> tuple[ProbeVerdict, ...]:
+    """What a GGUF makes of the texts on which conversions go wrong; whoever made it, rounding included."""
+    asked = probes.probes(reference.source, reference.max_tokens)
+    texts = probes.by_kind(asked)
+    expected = {kind: reference.encode("probes", kind, each) for kind, each in texts.items()}
+    found = {kind: read_artifact(artifact, device, reference, "probes", kind, each) for kind, each in texts.items()}
+    return probes.judge(asked, expected, found)
+
+
+def read_artifact(artifact: Judged, device: str, reference: Reference, name: str, kind: str, texts: list[str]) -> Encoded:
+    """Vectors that an artifact makes of texts of a kind, from the cache or made now. Raises ArtifactError."""
     reference.step(f"{artifact.format} on {device}: {name}")
     prompt, limit = reference.prompts[kind], reference.max_tokens
     return _kept(

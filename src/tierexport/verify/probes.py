@@ -1,0 +1,161 @@
+"""Short texts of the kinds on which conversions go wrong, and what two programs make of each.
+
+A screen of ordinary sentences shows nothing of capitals, of scripts, of tokens that were added to a tokenizer, or of where
+long texts are cut; those are the differences that public bug reports tell of.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tierexport.metrics import cosines
+from tierexport.records import Encoded, Source
+from tierexport.source import transformer_folder
+from tierexport.verdicts import ProbeVerdict
+from tierexport.verify.fidelity import same_tokens
+
+LONGEST_CUT = 2048
+"""Tokens up to which a text is made that has to be cut; beyond, it would take longer than all the rest."""
+
+ADDED_PER_TEXT, MOST_ADDED_TEXTS = 8, 48
+"""How many added tokens stand in one text, and how many such texts are made at most: some tokenizers have thousands."""
+
+CORE_TOKENS = ("unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "mask_token")
+"""Tokens that a tokenizer has for itself; nobody's texts have them."""
+
+WORDS = "the river rose slowly after three days of rain and nobody in the village slept that night".split()
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A text of a kind ("query" or "passage", which selects the prompt), what it is about, and why it may come out otherwise.
+
+    What is not `required` is reported, and stops nothing: llama.cpp is known not to do it, and few texts have it.
+    """
+
+    name: str
+    text: str
+    cause: str
+    kind: str = "passage"
+    required: bool = True
+
+
+def probes(source: Source, max_tokens: int) -> list[Probe]:
+    """The probes for a model whose texts are cut at `max_tokens`."""
+    return [
+        Probe("plain", "The committee approved the budget for the new library.", ENDS),
+        Probe("query prompt", "how long does it take to boil an egg", ENDS, kind="query"),
+        Probe("passage prompt", "An egg is soft-boiled after four to six minutes.", ENDS),
+        Probe("capitals and accents", "Café MÜLLER opens at Eight; a NAÏVE façade, Ångström and Señor Núñez.", CASE),
+        Probe("Chinese and Japanese", "北京是中国的首都。東京タワーはどこですか、がっこう。", SCRIPT),
+        Probe("Arabic", "تقع المكتبة الجديدة بالقرب من النهر، وتُفتح في الثامنة.", SCRIPT),
+        Probe("Cyrillic and Greek", "Новая библиотека откроется ёжику в Йошкар-Оле. Η βιβλιοθήκη άνοιξε.", SCRIPT),
+        Probe("emoji", "Great news 🎉 we shipped it 🚀👍🏽 — thanks ❤️", SCRIPT),
+        Probe(
+            "digits and signs", "On 2026-03-14 it cost $1,234.56 (≈ 50 % more), i.e. 3 × 10^8 m/s; e-mail: a_b@c.org", SCRIPT
+        ),
+        Probe("blanks", " two  blanks,\ta tab\nand a line break ", BLANKS),
+        *_added(source),
+        Probe("Korean", "새 도서관은 강 근처에 있습니다.", HANGUL, required=_speaks(source, "ko")),
+        Probe("a long word", f"see {'abcdefghij' * 12} there", LONG_WORD, required=False),
+        Probe("the cut", _long(max_tokens), CUT),
+    ]
+
+
+ENDS = "the tokens at the ends of a text, or its prompt, are others"
+CASE = "capitals or accents are normalized otherwise (lowercase and strip_accents of the tokenizer)"
+SCRIPT = "the tokenizer's normalizer or pre-tokenizer does something that llama.cpp's has not"
+BLANKS = "several blanks, or those at the ends, are kept or removed otherwise"
+ADDED = "a token that was added to the tokenizer is not found in a text, or blanks around it are taken with it otherwise"
+HANGUL = "llama.cpp does not take Hangul apart as Unicode's NFD does"
+LONG_WORD = "WordPiece gives up on words of over 100 characters, llama.cpp does not"
+CUT = "texts are cut elsewhere, or the positions of long texts are others"
+
+
+def _long(max_tokens: int) -> str:
+    """A text of more than `max_tokens` tokens, of which every word is at least one; of LONGEST_CUT words where that is less."""
+    count = min(max_tokens + 8, LONGEST_CUT)
+    return " ".join(WORDS[index % len(WORDS)] for index in range(count))
+
+
+def _speaks(source: Source, language: str) -> bool:
+    return bool({language, "multilingual"} & {each.lower().partition("-")[0] for each in source.languages})
+
+
+def _added(source: Source) -> Iterator[Probe]:
+    """Texts with the tokens that were added to the vocabulary, those of the tokenizer's own apart."""
+    core, added = _added_tokens(source)
+    texts = [added[at : at + ADDED_PER_TEXT] for at in range(0, len(added), ADDED_PER_TEXT)]
+    for number, tokens in enumerate(texts[:MOST_ADDED_TEXTS], 1):
+        text = " ".join(f"{WORDS[at]} {token}" for at, token in enumerate(tokens)) + " indeed"
+        yield Probe(f"added tokens {number}", text, ADDED)
+    if core:
+        yield Probe("the tokenizer's own tokens", " and ".join(core), ADDED, required=False)
+
+
+def _added_tokens(source: Source) -> tuple[list[str], list[str]]:
+    """The tokens of a tokenizer's own, and those that were added beside them, in the order of their numbers."""
+    folder = transformer_folder(source.path)
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        listed = [each["content"] for each in json.loads(file.read_text("utf-8")).get("added_tokens", ())]
+    else:
+        from transformers import AutoTokenizer
+
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True).added_tokens_decoder
+        listed = [found[number].content for number in sorted(found)]
+    core = set(_core_tokens(source))
+    return [each for each in listed if each in core], [each for each in listed if each not in core and each.strip()]
+
+
+def _core_tokens(source: Source) -> Iterator[str]:
+    file = transformer_folder(source.path) / "tokenizer_config.json"
+    settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    yield from ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "<unk>", "<pad>", "<mask>")
+    for name in CORE_TOKENS:
+        token = settings.get(name)
+        if found := token.get("content") if isinstance(token, dict) else token:
+            yield str(found)
+
+
+def by_kind(asked: Sequence[Probe]) -> dict[str, list[str]]:
+    """The probes' texts by the kind of their prompt, in order."""
+    kinds = dict.fromkeys(probe.kind for probe in asked)
+    return {kind: [probe.text for probe in asked if probe.kind == kind] for kind in kinds}
+
+
+def judge(asked: Sequence[Probe], reference: Mapping[str, Encoded], found: Mapping[str, Encoded]) -> tuple[ProbeVerdict, ...]:
+    """What became of each probe; vectors and tokens by kind, each in the order of `by_kind`."""
+    return tuple(
+        verdict
+        for kind in reference
+        for verdict in _judge([probe for probe in asked if probe.kind == kind], reference[kind], found[kind])
+    )
+
+
+def _judge(asked: Sequence[Probe], reference: Encoded, found: Encoded) -> Iterator[ProbeVerdict]:
+    near = cosines(np.asarray(reference.vectors), np.asarray(found.vectors))
+    for row, (probe, same) in enumerate(zip(asked, same_tokens(reference, found), strict=True)):
+        ours, theirs = reference.ids(row), found.ids(row)
+        yield ProbeVerdict(
+            name=probe.name,
+            text=probe.text if len(probe.text) <= 100 else f"{probe.text[:97]}…",
+            tokens_equal=bool(same),
+            cosine=float(near[row]),
+            required=probe.required,
+            cause=probe.cause,
+            parting="" if same else _parting(ours, theirs),
+        )
+
+
+def _parting(ours: Sequence[int], theirs: Sequence[int]) -> str:
+    """Both lists of ids around the first place where they part."""
+    first = next(
+        (at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), min(len(ours), len(theirs))
+    )
+    start = max(first - 2, 0)
+    shown = [[*("…" * (start > 0)), *ids[start : first + 6], *("…" * (len(ids) > first + 6))] for ids in (ours, theirs)]
+    told = ["[" + ", ".join(map(str, ids)) + "]" for ids in shown]
+    return f"from token {first + 1} of {len(ours)} on: {told[0]} in sentence-transformers, {told[1]} in llama.cpp"
