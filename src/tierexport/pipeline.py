@@ -143,7 +143,7 @@ def _verified_anew(
     if codec:
         raise ArtifactError(f"{target} was built by a recipe: how its vectors are stored belongs there, under [vectors]")
     stored = read_codec(target / CODEC)[0] if manifest.get("vectors") else None
-    if stored and _told(stored) != manifest["vectors"]:
+    if stored and _told(stored) != {"similarity": "cosine", **manifest["vectors"]}:
         raise ArtifactError(f"{target / CODEC} is another codec than the one that {target} was built with: build it again")
     source = open_source(model) if model else open_source(str(manifest["model"]["spec"]), target.parent)
     if source.digest != manifest["model"]["digest"]:
@@ -373,6 +373,7 @@ def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, codec:
             "max_tokens": source.max_tokens,
             "prompts": dict(source.prompts),
             "languages": list(source.languages),
+            "similarity": source.similarity,
             "modules": [module["type"].rpartition(".")[2] for module in modules(source.path)] or list(POOLED),
         },
         "recipe": {

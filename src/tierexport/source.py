@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from tierexport.errors import MachineError, SourceError
 from tierexport.hub import HUB_ID, fetch, is_hub_id
+from tierexport.metrics import SIMILARITIES
 from tierexport.records import Source
 from tierexport.shipped import shipped
 from tierexport.workdir import file_digest, value_digest
@@ -152,6 +153,8 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         licence=known.licence or _text(card.get("license")),
         base_model=known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None),
         languages=tuple(known.languages) or _texts(card.get("language")),
+        similarity=_similarity(path),
+        normalizes=normalizes(path),
     )
     if not source.layers:
         raise SourceError(f"{model}: config.json states no whole number of layers ({' or '.join(_LAYER_KEYS)})")
@@ -265,6 +268,21 @@ def modules(path: Path) -> list[dict[str, Any]]:
                 f"{path / 'modules.json'} wants code of its own ({module.get('type')!r}), which tierexport does not run"
             )
     return listed
+
+
+def normalizes(path: Path) -> bool:
+    """Whether a model folder puts out vectors of unit length: a plain one is given a Normalize by `encode.open_model`."""
+    listed = modules(path)
+    return not listed or str(listed[-1]["type"]).endswith(".Normalize")
+
+
+def _similarity(path: Path) -> str:
+    """By what the model's vectors are compared, by sentence-transformers' name. Raises SourceError for an unknown one."""
+    file = path / "config_sentence_transformers.json"
+    found = _read_object(file, "").get("similarity_fn_name") if file.is_file() else None
+    if found is not None and found not in SIMILARITIES:
+        raise SourceError(f"{file}: similarity_fn_name has to be one of {', '.join(SIMILARITIES)}, not {found!r}")
+    return found or "cosine"
 
 
 def _pooling(config: dict[str, Any]) -> str | None:

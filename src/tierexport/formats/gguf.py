@@ -329,6 +329,8 @@ def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Ima
         "tierexport.max_tokens": source.max_tokens,
         "tierexport.prompt.query": prompt_for(source.prompts, "query") or None,
         "tierexport.prompt.document": prompt_for(source.prompts, "passage") or None,
+        "tierexport.similarity": source.similarity,
+        "tierexport.normalize": int(source.normalizes),
         "quantize.imatrix.file": "imatrix.gguf" if imatrix.means else None,
         "quantize.imatrix.dataset": imatrix.dataset or None,
         "quantize.imatrix.entries_count": len(imatrix.means) or None,

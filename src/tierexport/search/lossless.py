@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tierexport.encode import VectorStore, encode, prompt_for
+from tierexport.metrics import Similarity
 from tierexport.records import Floats, RetrievalSet, Source
 from tierexport.search.bench import Bench
 from tierexport.verify.intervals import difference
@@ -18,6 +19,7 @@ class RetrievalJudge:
 
     def __init__(self, bench: Bench, source: Source, data: RetrievalSet) -> None:
         self._bench, self._prompts, self._data = bench, source.prompts, data
+        self._similarity = Similarity.of(source)
         self._reference = self._scores()
 
     def indistinct(self, types: Mapping[str, str]) -> bool:
@@ -27,7 +29,7 @@ class RetrievalJudge:
 
     def _scores(self) -> np.ndarray:
         vectors = (self._encode("query", self._data.queries), self._encode("passage", self._data.documents))
-        return score(self._data, *vectors).per_query["ndcg_at_10"]
+        return score(self._data, *vectors, self._similarity).per_query["ndcg_at_10"]
 
     def _encode(self, kind: str, texts: tuple[str, ...]) -> Floats:
         with tempfile.TemporaryDirectory() as folder:
