@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow
 import pytest
 import pytrec_eval
@@ -39,7 +40,9 @@ def write_set(
     return folder
 
 
-def trec_eval(data: RetrievalSet, similar: Floats, without: Mapping[str, str] | None = None) -> dict[str, list[float]]:
+def trec_eval(
+    data: RetrievalSet, similar: npt.NDArray[Any], without: Mapping[str, str] | None = None
+) -> dict[str, list[float]]:
     """Trec_eval's own figures with every document in the run, but for one of each query that BEIR drops."""
     dropped = without or {}
     run = {

@@ -16,6 +16,7 @@ from tierexport.vectors.codecs import Codec
 from tierexport.vectors.scaling import fit
 from tierexport.vectors.trainees import applied
 from tierexport.vectors.training import Goal, Schedule
+from tierexport.verdicts import notes_on
 from tierexport.verify import read_material
 from tierexport.verify.intervals import mean_interval
 from tierexport.verify.retrieval import Scores, score
@@ -64,8 +65,21 @@ class Row:
     best_step: int | None
 
     def as_json(self) -> dict[str, Any]:
-        """As `vectors eval --json` prints it."""
+        """Its part of `vectors eval --json`."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All conditions, by what the model's own vectors were compared, and what was unusual in a set, a line each."""
+
+    rows: tuple[Row, ...]
+    similarity: Similarity
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As `vectors eval --json` prints it."""
+        return {"similarity": self.similarity.name, "notes": [*self.notes], "rows": [row.as_json() for row in self.rows]}
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,7 @@ class Texts:
         return score(self.data, queries, codec.restored(self.documents), self.similarity)
 
 
-def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: Schedule, widen: int = 1) -> list[Row]:
+def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: Schedule, widen: int = 1) -> Comparison:
     """All nine conditions on retrieval sets; a head, an adapter or the model is trained on pairs, which must not come from
     those sets. A head may put out `widen` times as many dimensions.
     """
@@ -113,7 +127,8 @@ def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: 
         size = codec.bytes if codec else sets[0].documents[0].nbytes
         rows.append(_row(condition, found, reference, [each.data.name for each in sets], size, step))
     training.forget()
-    return rows
+    notes = {each.name: notes_on(each.odd, len(each.own)) for each in material.sets}
+    return Comparison(tuple(rows), encoder.similarity, tuple(f"{name}: {note}" for name, note in notes.items() if note))
 
 
 def _condition(

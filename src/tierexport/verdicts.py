@@ -1,6 +1,6 @@
 """What a verification finds out, from one text set's figures to the whole of `verify.json`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -56,13 +56,14 @@ class RetrievalVerdict:
     @property
     def notes(self) -> str:
         """One line: what was unusual in the set, and how many queries' own documents were left out; "" where nothing was."""
-        return "; ".join(filter(None, [", ".join(self.odd), own_documents_left_out(self.own_documents)]))
+        return notes_on(self.odd, self.own_documents)
 
 
-def own_documents_left_out(count: int) -> str:
-    """In words; "" for none."""
-    few = f"{count} query stands in the corpus: not counted as its own answer"
-    return "" if not count else few if count == 1 else f"{count} queries stand in the corpus: not counted as their own answers"
+def notes_on(odd: Sequence[str], own: int) -> str:
+    """What was unusual in a set, and how many queries stand in its corpus, in one line."""
+    few = "query stands in the corpus: not counted as its own answer"
+    several = "queries stand in the corpus: not counted as their own answers"
+    return "; ".join(filter(None, [", ".join(odd), f"{own} {several if own > 1 else few}" if own else ""]))
 
 
 @dataclass(frozen=True)

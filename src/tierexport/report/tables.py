@@ -286,11 +286,15 @@ def publication_table(done: Publication) -> Table:
     return table
 
 
-def vectors_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Ways to quantize vectors beside fp32, and beside what was published of jina-embeddings-v4 on NanoBEIR."""
+def vectors_table(rows: Sequence[Mapping[str, Any]], similarity: str) -> Table:
+    """Ways to quantize vectors beside fp32, and beside what was published of jina-embeddings-v4 on NanoBEIR.
+
+    `similarity`: by what the model's own vectors are compared, in words.
+    """
     sets = list(rows[0]["scores"])
     right = (*sets, "average", "less fp32's", "bytes", "published", "less fp32's there")
-    table = _table("NDCG@10", "vectors", *sets, "average", "less fp32's", "95 % interval", "bytes", *right[-2:], right=right)
+    title = f"NDCG@10, scored by {similarity}"
+    table = _table(title, "vectors", *sets, "average", "less fp32's", "95 % interval", "bytes", *right[-2:], right=right)
     for row in rows:
         gone = row["published"] - rows[0]["published"]
         table.add_row(

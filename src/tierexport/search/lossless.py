@@ -20,12 +20,12 @@ class RetrievalJudge:
     def __init__(self, bench: Bench, source: Source, data: RetrievalSet) -> None:
         self._bench, self._prompts, self._data = bench, source.prompts, data
         self._similarity = Similarity.of(source)
-        self._reference = self._scores()
+        self.reference = self._scores()
 
     def indistinct(self, types: Mapping[str, str]) -> bool:
         """Whether the 95 % interval of the difference to fp32 reaches zero, with tensors at these types."""
         with self._bench.rounded(types):
-            return difference(self._reference, self._scores()).ci_high >= 0
+            return difference(self.reference, self._scores()).ci_high >= 0
 
     def _scores(self) -> np.ndarray:
         vectors = (self._encode("query", self._data.queries), self._encode("passage", self._data.documents))

@@ -9,10 +9,14 @@ from scipy import stats
 from tierexport.errors import ArtifactError
 from tierexport.metrics import COSINE, NEIGHBOURS, Similarity, cosines, neighbours_kept
 from tierexport.records import Encoded
+from tierexport.topk import blocks
 from tierexport.verdicts import Fidelity
 from tierexport.verify.intervals import mean_interval
 
 EXAMPLES = 3
+
+ROWS = 8192
+"""Vectors that are checked together."""
 
 
 def check_shape(name: str, reference: Encoded, found: Encoded) -> None:
@@ -22,9 +26,14 @@ def check_shape(name: str, reference: Encoded, found: Encoded) -> None:
             f"{name}: vectors of {found.vectors.shape[1]} dimensions, where the fp32 model has "
             f"{reference.vectors.shape[1]}: it is an artifact of another model"
         )
-    bad = int((~np.isfinite(found.vectors)).any(1).sum())
-    if bad:
+    if bad := len(not_finite(found)):
         raise ArtifactError(f"{name}: {bad} of {len(found.vectors)} vectors hold NaN or infinity")
+
+
+def not_finite(found: Encoded) -> npt.NDArray[np.int64]:
+    """Rows of vectors that hold NaN or infinity; read in chunks, for the vectors may be a memory map."""
+    chunks = [~np.isfinite(found.vectors[rows]).all(1) for rows in blocks(len(found.vectors), ROWS)]
+    return np.flatnonzero(np.concatenate(chunks)) if chunks else np.zeros(0, np.int64)
 
 
 def measure(

@@ -17,7 +17,7 @@ from tierexport.archive import tools
 from tierexport.beir import read_retrieval_set
 from tierexport.datasets import read_sts, screen
 from tierexport.encode import VectorStore, encode, open_encoded, open_model, prompt_for
-from tierexport.errors import ArtifactError, DataError, MachineError
+from tierexport.errors import ArtifactError, DataError, MachineError, SourceError
 from tierexport.formats import llama, torchao
 from tierexport.metrics import Similarity, cosines
 from tierexport.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
@@ -120,12 +120,21 @@ class Reference:
         return self.source.max_tokens or self.model("cpu").max_seq_length or 512
 
     def encode(self, name: str, kind: str, texts: list[str]) -> Encoded:
-        """Vectors of texts of a kind, "query" or "passage", from the cache or made now; `name` is what is said of them."""
+        """Vectors of texts of a kind, "query" or "passage", from the cache or made now; `name` is what is said of them.
+
+        Raises SourceError where the model makes NaN or infinity of a text: nothing could be compared with that.
+        """
         self.step(f"fp32: {name}")
         prompt = self.prompts[kind]
-        return _kept(
+        found = _kept(
             [self.source.digest, prompt, texts], lambda folder: encode(self.model("cpu"), texts, prompt, VectorStore(folder))
         )
+        if len(bad := fidelity.not_finite(found)):
+            raise SourceError(
+                f"{self.source.name}: in fp32 the vectors of {len(bad)} of {len(texts)} texts hold NaN or infinity, of "
+                f"{texts[bad[0]][:60]!r} for one: no artifact can be compared with that"
+            )
+        return found
 
 
 def _kept(made_of: list[object], make: Callable[[Path], Encoded]) -> Encoded:
