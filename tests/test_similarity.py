@@ -4,8 +4,10 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import pytrec_eval
 import torch
@@ -72,7 +74,7 @@ def dot(dot_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     return build(folder / "recipe.toml", folder / "out", *SETTINGS)
 
 
-def independent(data: RetrievalSet, similar: Floats) -> float:
+def independent(data: RetrievalSet, similar: npt.NDArray[Any]) -> float:
     """trec_eval's NDCG@10 over all documents."""
     run = {
         query: {name: float(value) for name, value in zip(data.document_ids, row, strict=True)}
@@ -232,3 +234,42 @@ def test_a_model_that_puts_out_nan_is_refused_with_one_message(tiny_model: Path,
     assert done.exit_code == 2, done.output
     assert "model: in fp32 the vectors of 1 of 21 texts hold NaN or infinity, of 'the harbour' for one" in done.stderr
     assert not (tmp_path / "c").exists()
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    passages = [json.loads(line) for line in (BUILTIN / "retrieval" / "corpus.jsonl").read_text().splitlines()]
+    path.write_text("".join(json.dumps({"query": each["title"], "positive": each["text"]}) + "\n" for each in passages))
+    return path
+
+
+def test_vectors_eval_scores_fp32_by_dot_and_says_so(dot_model: Path, pairs: Path) -> None:
+    data = BUILTIN / "retrieval"
+    options = ("--pairs", pairs, "--data", data, "--steps", "2", "--every", "1")
+    done = run("vectors", "eval", dot_model, *options, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["similarity"] == "dot"
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["fp32"]["average"] == pytest.approx(by_the_models_own(dot_model, read_beir(data))[0], abs=1e-5)
+    encoder = Encoder(open_source(str(dot_model)))
+    passages = [json.loads(line)["positive"] for line in pairs.read_text().splitlines()]
+    codec = fit(encoder.compared("pairs", "passage", passages), "binary", "rolling", similarity="dot")
+    opened = SentenceTransformer(str(dot_model), device="cpu")
+    queries, documents = (opened.encode(list(texts)) for texts in (read_beir(data).queries, read_beir(data).documents))
+    expected = independent(read_beir(data), (queries.astype(np.float64) @ codec.restored(documents).astype(np.float64).T))
+    assert rows["binary documents, untrained"]["average"] == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("what", ["head", "lora"])
+def test_what_is_trained_is_a_model_for_cosines(what: str, dot_model: Path, pairs: Path, tmp_path: Path) -> None:
+    options = ("--pairs", pairs, "--level", "int8", "--steps", "2", "--every", "1", "--what", what)
+    done = run("vectors", "train", dot_model, *options, "--out", tmp_path / "trained", "--json")
+    assert done.exit_code == 0, done.stderr
+    opened = SentenceTransformer(str(tmp_path / "trained"), device="cpu")
+    assert opened.similarity_fn_name == "cosine"
+    np.testing.assert_allclose(np.linalg.norm(opened.encode(screen()[:5]), axis=1), 1, atol=1e-5)
+    source = open_source(str(tmp_path / "trained"))
+    assert (source.similarity, source.normalizes) == ("cosine", True)
+    assert read_codec(tmp_path / "trained" / "codec.safetensors")[0].similarity == "cosine"

@@ -83,7 +83,8 @@ def to_faiss(codec: Codec, codes: Bytes) -> Any:
         raise VectorError(f"faiss has no index of {codec.level} vectors: int8, int4 or binary")
     if codec.level == "int4" and codec.width % 2:
         raise VectorError(f"faiss lays int4 vectors of {codec.width} dimensions, an odd number, out otherwise")
-    index: Any = faiss.IndexScalarQuantizer(codec.width, kinds[codec.level], faiss.METRIC_INNER_PRODUCT)
+    metric = faiss.METRIC_L2 if codec.similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
+    index: Any = faiss.IndexScalarQuantizer(codec.width, kinds[codec.level], metric)
     faiss.copy_array_to_vector(np.concatenate([codec.low, codec.high - codec.low]), index.sq.trained)
     index.is_trained = True
     faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)
