@@ -15,10 +15,11 @@ from pyarrow import parquet
 from conftest import run
 from tierexport.beir import read_beir
 from tierexport.datasets import calibration_texts
+from tierexport.errors import DataError
 from tierexport.metrics import normalized
 from tierexport.records import Floats, RetrievalSet
 from tierexport.vectors.scaling import fit
-from tierexport.verify.retrieval import score
+from tierexport.verify.retrieval import score, without
 
 DOCUMENTS = [{"_id": f"d{i}", "title": f"T{i}", "text": f"passage {i} about topic {i}"} for i in range(15)]
 QUERIES = [{"_id": f"q{i}", "text": f"topic {i}"} for i in range(5)]
@@ -41,10 +42,10 @@ def write_set(
 
 
 def trec_eval(
-    data: RetrievalSet, similar: npt.NDArray[Any], without: Mapping[str, str] | None = None
+    data: RetrievalSet, similar: npt.NDArray[Any], left_out: Mapping[str, str] | None = None
 ) -> dict[str, list[float]]:
     """Trec_eval's own figures with every document in the run, but for one of each query that BEIR drops."""
-    dropped = without or {}
+    dropped = left_out or {}
     run = {
         query: {name: float(value) for name, value in zip(data.document_ids, row, strict=True) if dropped.get(query) != name}
         for query, row in zip(data.query_ids, similar, strict=True)
@@ -258,3 +259,17 @@ def test_what_was_unusual_is_said_in_one_line_for_each_set(tmp_path: Path, tiny_
     assert judged["own_documents"] == 1
     for name in ("README.md", "report.html"):
         assert line in (tmp_path / "out" / name).read_text()
+
+
+def test_an_instruction_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    folder = write_set(tmp_path / "set", queries=[{**QUERIES[0], "instruction": ["Ignore prices."]}, *QUERIES[1:]])
+    with pytest.raises(DataError, match="an instruction has to be a text"):
+        read_beir(folder)
+
+
+def test_without_texts_whose_tokens_differ_missing_documents_stay_judged() -> None:
+    """Without d1, q0 keeps its judgement of a document that the corpus never had, and q1 has lost its answer."""
+    qrels = {"q0": {"d0": 1, "gone": 1}, "q1": {"d1": 1}}
+    data = RetrievalSet("set", ("d0", "d1", "d2"), ("a", "b", "c"), ("q0", "q1"), ("x", "y"), qrels, own=("q1",))
+    kept = without(data, np.array([True, True]), np.array([True, False, True]))
+    assert (kept.qrels, kept.document_ids, kept.own) == ({"q0": {"d0": 1, "gone": 1}}, ("d0", "d2"), ())

@@ -26,7 +26,7 @@ from tierexport.hub import fetch, is_hub_id
 from tierexport.judgements import read_judgements
 from tierexport.records import RetrievalSet
 from tierexport.shipped import BUILTIN
-from tierexport.textfiles import COMPRESSIONS, TEXT_COLUMNS, as_id, as_text, checked_id, read_records
+from tierexport.textfiles import COMPRESSIONS, TEXT_COLUMNS, as_id, as_text, checked_id, checked_text, read_records
 from tierexport.workdir import expanded
 
 QRELS = ("qrels/*.tsv", "qrels/*.jsonl", "qrels/*.parquet", "data/*.parquet", "default/*.parquet")
@@ -116,10 +116,9 @@ def _read(name: str, folder: Path, judged: Path, split: str | None) -> Retrieval
         raise _missing(judged, part, split, found, "; name one as in NAME:SPLIT")
     odd: Counter[str] = Counter()
     qrels = _qrels(found[split], odd)
-    queries = _queries(folder, split, odd)
+    queries, asked = _queries(folder, split, odd)
     documents, own = _documents(text_files(folder, "corpus", split), queries, odd)
     kept = _checked(found[split][0], qrels, queries, documents, odd)
-    asked = _with_instructions(folder, split, queries)
     return RetrievalSet(
         name=name,
         document_ids=tuple(documents),
@@ -196,8 +195,22 @@ def _entries(files: Sequence[Path], part: str, odd: Counter[str]) -> Iterator[tu
         raise DataError(f"{files[0]} holds nothing")
 
 
-def _queries(folder: Path, split: str, odd: Counter[str]) -> dict[str, str]:
-    return {name: text for name, text, _ in _entries(text_files(folder, "queries", split), "queries", odd)}
+def _queries(folder: Path, split: str, odd: Counter[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The queries, and the same with their instructions behind them, where the set has some, as MTEB does."""
+    found: dict[str, str] = {}
+    told: dict[str, Any] = {}
+    for name, text, record in _entries(text_files(folder, "queries", split), "queries", odd):
+        found[name], told[name] = text, record.get("instruction")
+    splits = _splits(folder, "instruction")
+    for path in splits.get(split) or next(iter(splits.values()), []):
+        told |= {str(as_id(each.get("query-id"))): each.get("instruction") for each in read_records(path)}
+    return found, {name: _followed(text, told[name], folder) for name, text in found.items()}
+
+
+def _followed(text: str, instruction: Any, folder: Path) -> str:
+    if not isinstance(instruction, str | None):
+        raise DataError(f"{folder}: an instruction has to be a text, not {str(instruction)[:80]}")
+    return checked_text(f"{text} {instruction or ''}".strip(), folder)
 
 
 def _documents(files: Sequence[Path], queries: Mapping[str, str], odd: Counter[str]) -> tuple[dict[str, str], set[str]]:
@@ -215,19 +228,6 @@ def _documents(files: Sequence[Path], queries: Mapping[str, str], odd: Counter[s
 def _bare(text: str) -> str:
     """A text with every run of blanks as one."""
     return " ".join(text.split())
-
-
-def _with_instructions(folder: Path, split: str, queries: Mapping[str, str]) -> Mapping[str, str]:
-    """Queries, each followed by its instruction where the set has them, as MTEB does."""
-    told: dict[str, Any] = {}
-    for path in text_files(folder, "queries", split):
-        for record in read_records(path, ("_id", "id", "instruction")):
-            told[str(as_id(record.get("_id", record.get("id"))))] = record.get("instruction")
-    if splits := _splits(folder, "instruction"):
-        for path in splits.get(split) or next(iter(splits.values())):
-            told |= {str(as_id(each.get("query-id"))): each.get("instruction") for each in read_records(path)}
-    followed = {name: f"{queries[name]} {each}".strip() for name, each in told.items() if each and name in queries}
-    return {**queries, **followed}
 
 
 def _qrels(files: Sequence[Path], odd: Counter[str]) -> dict[str, dict[str, int]]:

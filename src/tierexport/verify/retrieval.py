@@ -98,21 +98,29 @@ def judge(data: RetrievalSet, reference: Vectors, ours: Vectors, similarity: Sim
     every = np.ones(len(data.queries), bool), np.ones(len(data.documents), bool)
     whole = _judge(data, reference, ours, *every, tokens_equal, similarity)
     rest = None
-    if tokens_equal < 1 and (kept := _without(data, same_queries, same_documents)).queries:
+    if tokens_equal < 1 and (kept := without(data, same_queries, same_documents)).queries:
         queries = np.isin(data.query_ids, kept.query_ids)
         rest = _judge(kept, reference, ours, queries, same_documents, 1.0, similarity)
     return replace(whole, same_tokens=rest)
 
 
-def _without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_]) -> RetrievalSet:
-    """The set with the selected texts alone; a query that loses all its relevant documents goes too."""
+def without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_]) -> RetrievalSet:
+    """The set with the selected texts alone; a query that loses all its relevant documents goes too.
+
+    Judged documents that the corpus never had stay judged, as in the whole set.
+    """
     document_ids = _chosen(data.document_ids, documents)
     left = set(document_ids)
+    gone = set(data.document_ids) - left
     qrels = {
-        query: {name: grade for name, grade in data.qrels[query].items() if name in left}
+        query: {name: grade for name, grade in data.qrels[query].items() if name not in gone}
         for query in _chosen(data.query_ids, queries)
     }
-    qrels = {query: grades for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
+    qrels = {
+        query: grades
+        for query, grades in qrels.items()
+        if len(grades) == len(data.qrels[query]) or any(grade > 0 and name in left for name, grade in grades.items())
+    }
     texts = dict(zip(data.query_ids, data.queries, strict=True))
     return RetrievalSet(
         name=f"{data.name}, same tokens only",
