@@ -11,8 +11,8 @@ PACKAGE = ROOT / "src" / "tierexport"
 
 LAYERS = [
     {"records", "verdicts", "errors"},
-    {"source", "artifact", "hub", "roles", "metrics", "workdir", "shipped", "archive", "libraries", "progress"}
-    | {"datasets", "beir", "textfiles"},
+    {"source", "model_folder", "artifact", "hub", "roles", "metrics", "workdir", "shipped", "archive", "libraries", "progress"}
+    | {"datasets", "beir", "judgements", "textfiles", "topk"},
     {"recipe", "plan", "encode"},
     {"calibrate", "formats", "rounding", "vectors"},
     {"verify", "search", "inspection", "comparison", "loading"},

@@ -200,18 +200,21 @@ def without(column: str, rows: Rows) -> Rows:
         ("org/small", {f"queries/train{SHARD}": without("text", QUERIES)}, 'every line needs a "text", and one has None'),
         ("org/small", {f"qrels/train{SHARD}": without("corpus-id", NO_GRADE)}, "entry 1 is not a query-id, a corpus-id and"),
         ("org/small", {f"qrels/train{SHARD}": [{**QRELS[0], "score": 0.5}]}, "a whole score up to 1000: {'query-id': "),
-        ("org/small", {f"corpus/train{SHARD}": [*ONLY_TEXT, ONLY_TEXT[3]]}, "entry 161: the id 'd004' is there twice"),
-        ("org/small", {f"queries/train{SHARD}": [*QUERIES, {"_id": "q99", "text": " "}]}, "entry 61: 'q99' has no text"),
-        ("org/small", {f"qrels/train{SHARD}": [*NO_GRADE, NO_GRADE[0]]}, "is judged twice for "),
+        (
+            "org/small",
+            {f"corpus/train{SHARD}": [*ONLY_TEXT, {**ONLY_TEXT[3], "text": "another"}]},
+            "entry 161: the id 'd004' is there twice, with different texts",
+        ),
+        ("org/small", {f"qrels/train{SHARD}": [*QRELS, {**QRELS[0], "score": 0}]}, "is judged twice for "),
         (
             "org/small",
             {f"qrels/train{SHARD}": [{"query-id": "q01", "corpus-id": "d999"}]},
-            "entry 1 names the document 'd999', which the set lacks",
+            "judges 1 documents, none of which the corpus has, 'd999' for one",
         ),
         (
             "org/small",
             {f"qrels/train{SHARD}": [{"query-id": "q99", "corpus-id": "d001"}]},
-            "entry 1 names the query 'q99', which the set lacks",
+            "judges 1 queries, none of which the set has, 'q99' for one",
         ),
     ],
 )

@@ -18,8 +18,9 @@ from safetensors.numpy import save_file
 from tierexport.errors import VectorError
 from tierexport.metrics import normalized
 from tierexport.records import SCALINGS, Floats
+from tierexport.topk import Indices, greatest
 from tierexport.vectors.codecs import CHUNK_ROWS, LARGE, TOP, Codec, pack, packed_bytes, unpack
-from tierexport.vectors.index import Index, Indices, _top
+from tierexport.vectors.index import Index
 from tierexport.vectors.scaling import fit, random_rotation, widening
 from tierexport.vectors.storage import read_codec, to_faiss, write_codec
 
@@ -235,7 +236,7 @@ def test_search_finds_what_decoding_everything_finds(
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 30))
 def test_ties_go_to_the_first(seed: int, count: int, columns: int) -> None:
     scores = np.random.default_rng(seed).integers(0, 4, (3, columns)).astype(np.float32)
-    assert np.array_equal(_top(scores, count), np.argsort(-scores, 1, kind="stable")[:, :count])
+    assert np.array_equal(greatest(scores, count), np.argsort(-scores, 1, kind="stable")[:, :count])
 
 
 def test_the_length_of_a_query_does_not_matter() -> None:

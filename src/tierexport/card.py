@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from tierexport.encode import prompt_for
+from tierexport.metrics import SIMILARITIES
 from tierexport.report.page import tier_map
 from tierexport.verdicts import Verdict, Verification
 
@@ -48,6 +49,7 @@ def render_card(manifest: Mapping[str, Any], found: Verification, document: str,
         retrieval=[(verdict, each) for verdict in found.verdicts for each in verdict.retrieval_shown],
         sts=[(verdict, verdict.sts) for verdict in found.verdicts if verdict.sts],
         **_snippets(model),
+        similarity=SIMILARITIES[model.get("similarity", "cosine")].words,
         **paths,
         layout=recipe["torchao"]["layout"],
         name=f"{model['name']}-{recipe['name']}".lower(),
@@ -73,7 +75,7 @@ def _metadata(manifest: Mapping[str, Any], found: Verification) -> str:
     from huggingface_hub import ModelCardData
 
     model, formats = manifest["model"], [artifact["format"] for artifact in manifest["artifacts"]]
-    results = [result for verdict in found.verdicts if verdict.status == "ok" for result in _results(verdict)]
+    results = [result for verdict in found.verdicts if verdict.status == "ok" for result in _results(verdict, found.similarity)]
     stock = "torchao" in formats and manifest["recipe"]["torchao"]["layout"] == "portable"
     data = ModelCardData(
         base_model=model["base_model"],
@@ -89,8 +91,8 @@ def _metadata(manifest: Mapping[str, Any], found: Verification) -> str:
     return data.to_yaml()
 
 
-def _results(verdict: Verdict) -> Iterator[Any]:
-    """What was measured of an artifact, as entries of the hub's model-index."""
+def _results(verdict: Verdict, similarity: str) -> Iterator[Any]:
+    """What was measured of an artifact, as entries of the hub's model-index; `similarity`: what its pairs were compared by."""
     from huggingface_hub import EvalResult
 
     def entry(task: str, dataset: str, metric: str, name: str, value: float) -> Any:
@@ -112,7 +114,8 @@ def _results(verdict: Verdict) -> Iterator[Any]:
         yield entry("retrieval", each.dataset, "ndcg_at_10_delta", "NDCG@10 less fp32's", each.delta)
         yield entry("retrieval", each.dataset, "recall_at_10", "Recall@10", each.recall_at_10)
     if verdict.sts:
-        yield entry("sts", verdict.sts.dataset, "cosine_spearman", "Spearman of cosines", verdict.sts.spearman)
+        name = "Spearman of cosines" if similarity == "cosine" else f"Spearman by {SIMILARITIES[similarity].words}"
+        yield entry("sts", verdict.sts.dataset, f"{similarity}_spearman", name, verdict.sts.spearman)
 
 
 # --- the body
@@ -150,7 +153,7 @@ def _snippets(model: Mapping[str, Any]) -> dict[str, Any]:
     """What the template needs to write code: quoted texts, prompts by name, the context's length in each dialect."""
     query, passage = (prompt_for(model["prompts"], kind) for kind in ("query", "passage"))
     names = {"encode_kwargs": "document" if passage else None, "query_encode_kwargs": "query" if query else None}
-    tokens = model["max_tokens"]
+    tokens, normalize = model["max_tokens"], _normalizes(model)
     separator = "--embd-separator '<#>' " if "\n" in query else ""  # a line break would end the text
     return {
         "question": QUESTION,
@@ -159,7 +162,9 @@ def _snippets(model: Mapping[str, Any]) -> dict[str, Any]:
         "quoted": {
             "python": _python(query + QUESTION),
             "shell": shlex.quote(query + QUESTION),
-            "json": shlex.quote(json.dumps({"input": query + QUESTION}, ensure_ascii=False)),
+            "json": shlex.quote(
+                json.dumps({"input": query + QUESTION, **({} if normalize else {"embd_normalize": -1})}, ensure_ascii=False)
+            ),
             "query_prompt": _python(query),
             "passage_prompt": _python(passage),
         },
@@ -169,8 +174,14 @@ def _snippets(model: Mapping[str, Any]) -> dict[str, Any]:
             "separator": separator,
             "tokens": f"max_length={tokens}, " if tokens else "",
         },
+        "normalize": normalize,
         "pooled": all(module in POOLED for module in model["modules"]),
     }
+
+
+def _normalizes(model: Mapping[str, Any]) -> bool:
+    """Whether users bring vectors to unit length: for cosines it changes nothing, else the model itself decides."""
+    return bool(model.get("similarity", "cosine") == "cosine" or model["modules"][-1:] == ["Normalize"])
 
 
 def _python(text: str) -> str:

@@ -134,7 +134,9 @@ def verify(
 
 
 def _exit_with(found: Any) -> None:
-    """Say why each artifact was not verified, and exit 1 when that is a failure."""
+    """Say what was unusual in a retrieval set, and why each artifact was not verified; exit 1 when that is a failure."""
+    for note in found.notes:
+        click.echo(f"tierexport: {note}", err=True)
     for verdict in found.verdicts:
         if verdict.status == "failed":
             click.echo(f"tierexport: {verdict.format} on {verdict.device}: {verdict.status}: {verdict.reason}", err=True)

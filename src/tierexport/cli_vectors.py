@@ -157,11 +157,13 @@ def evaluate_vectors(
     from tierexport.report import tables
     from tierexport.vectors.trainees import schedule_for
 
-    rows = conditions.evaluate(model, data, pairs, what, schedule_for(what, **schedule), widen)
+    found = conditions.evaluate(model, data, pairs, what, schedule_for(what, **schedule), widen)
+    for note in found.notes:
+        click.echo(f"tierexport: {note}", err=True)
     if as_json:
-        print_json({"rows": [row.as_json() for row in rows]})
+        print_json(found.as_json())
     else:
-        print_parts(tables.vectors_table([row.as_json() for row in rows]))
+        print_parts(tables.vectors_table([row.as_json() for row in found.rows], found.similarity.words))
 
 
 def _say_written(as_json: bool, out: Path, **facts: Any) -> None:

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from tierexport.metrics import COSINE, Similarity
 from tierexport.records import Floats, RetrievalSet, VerifySettings
 from tierexport.source import open_source
-from tierexport.vectoring import Encoder, Training, check_widening, open_encoder
+from tierexport.vectoring import Encoder, Training, check_widening, codec_similarity, open_encoder
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.scaling import fit
 from tierexport.vectors.trainees import applied
 from tierexport.vectors.training import Goal, Schedule
+from tierexport.verdicts import notes_on
 from tierexport.verify import read_material
 from tierexport.verify.intervals import mean_interval
 from tierexport.verify.retrieval import Scores, score
@@ -63,37 +65,51 @@ class Row:
     best_step: int | None
 
     def as_json(self) -> dict[str, Any]:
-        """As `vectors eval --json` prints it."""
+        """Its part of `vectors eval --json`."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """All conditions, by what the model's own vectors were compared, and what was unusual in a set, a line each."""
+
+    rows: tuple[Row, ...]
+    similarity: Similarity
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As `vectors eval --json` prints it."""
+        return {"similarity": self.similarity.name, "notes": [*self.notes], "rows": [row.as_json() for row in self.rows]}
+
+
+@dataclass(frozen=True)
 class Texts:
-    """A retrieval set with unit vectors of its queries and documents."""
+    """A retrieval set with vectors of its queries and documents, as `similarity` compares them."""
 
     data: RetrievalSet
     queries: Floats
     documents: Floats
+    similarity: Similarity = COSINE
 
     @staticmethod
     def of(encoder: Encoder, data: RetrievalSet) -> "Texts":
         """What a model makes of a set."""
-        queries = encoder.unit(f"{data.name} queries", "query", data.queries)
-        return Texts(data, queries, encoder.unit(data.name, "passage", data.documents))
+        queries = encoder.compared(f"{data.name} queries", "query", data.queries)
+        return Texts(data, queries, encoder.compared(data.name, "passage", data.documents), encoder.similarity)
 
     def through(self, head: Floats) -> "Texts":
-        """The same after a head."""
+        """The same after a head, which was trained for cosines."""
         return Texts(self.data, applied(head, self.queries), applied(head, self.documents))
 
     def scored(self, codec: Codec | None, quantized_queries: bool) -> Scores:
         """What it scores where documents, and perhaps queries, are stored by a codec."""
         if codec is None:
-            return score(self.data, self.queries, self.documents)
+            return score(self.data, self.queries, self.documents, self.similarity)
         queries = codec.restored(self.queries) if quantized_queries else self.queries
-        return score(self.data, queries, codec.restored(self.documents))
+        return score(self.data, queries, codec.restored(self.documents), self.similarity)
 
 
-def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: Schedule, widen: int = 1) -> list[Row]:
+def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: Schedule, widen: int = 1) -> Comparison:
     """All nine conditions on retrieval sets; a head, an adapter or the model is trained on pairs, which must not come from
     those sets. A head may put out `widen` times as many dimensions.
     """
@@ -111,7 +127,8 @@ def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: 
         size = codec.bytes if codec else sets[0].documents[0].nbytes
         rows.append(_row(condition, found, reference, [each.data.name for each in sets], size, step))
     training.forget()
-    return rows
+    notes = {each.name: notes_on(each.odd, len(each.own)) for each in material.sets}
+    return Comparison(tuple(rows), encoder.similarity, tuple(f"{name}: {note}" for name, note in notes.items() if note))
 
 
 def _condition(
@@ -122,7 +139,9 @@ def _condition(
     if goal is None:
         return sets, None, None
     if not condition.trained:
-        return sets, fit(training.pairs.passages, goal.level, goal.scaling), None
+        encoder = training.encoder
+        vectors = encoder.compared("the pairs: passage", "passage", training.texts["passage"])
+        return sets, fit(vectors, goal.level, goal.scaling, similarity=codec_similarity(encoder.similarity)), None
     goal = replace(goal, widen=widen)
     if what == "head":
         trained = training.head(goal, schedule)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tierexport.beir import text_files
+from tierexport.beir import part_text, text_files
 from tierexport.errors import DataError
 from tierexport.records import Text
 from tierexport.shipped import BUILTIN
@@ -99,7 +99,7 @@ def _beir_texts(folder: Path) -> Iterator[Text]:
 
 def _part(folder: Path, part: str) -> Iterator[str]:
     for path in text_files(folder, part):
-        yield from (as_text(record, path).text for record in read_records(path, TEXT_COLUMNS))
+        yield from (part_text(record, part, path) for record in read_records(path, TEXT_COLUMNS))
 
 
 def read_sts(path: Path) -> list[tuple[float, str, str]]:

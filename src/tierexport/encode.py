@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from tierexport.errors import SourceError
 from tierexport.libraries import import_sentence_transformers
+from tierexport.model_folder import modules, transformer_folder
 from tierexport.records import Encoded, Floats, Source
-from tierexport.source import modules, transformer_folder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

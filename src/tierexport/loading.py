@@ -10,6 +10,7 @@ from tierexport.formats import torchao
 from tierexport.formats.headers import read_gguf
 from tierexport.formats.llama import LlamaFile
 from tierexport.libraries import import_sentence_transformers
+from tierexport.metrics import SIMILARITIES
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -26,7 +27,9 @@ def load(path: str, device: str = "cpu") -> "SentenceTransformer":
 
 
 def _load_gguf(path: Path, device: str) -> "SentenceTransformer":
-    """llama.cpp runs in this process; texts are cut and prompted as the source model's, where the file says how."""
+    """llama.cpp runs in this process; texts are cut and prompted, vectors normalized and compared as the source model's,
+    where the file says how.
+    """
     with path.open("rb") as file:  # llama.cpp aborts on some damaged files, and this process with it
         read_gguf(file, path.stat().st_size, str(path))
     st = import_sentence_transformers()
@@ -34,8 +37,13 @@ def _load_gguf(path: Path, device: str) -> "SentenceTransformer":
 
     model = LlamaFile(path, gpu=device.startswith("cuda"), quiet=True)
     prompts = {kind: model.metadata(f"tierexport.prompt.{kind}") or "" for kind in ("query", "document")}
+    own = model.metadata("tierexport.normalize") == "0"  # a file that does not say has a model that is normalized
+    similarity = model.metadata("tierexport.similarity")
     loaded: SentenceTransformer = st.SentenceTransformer(
-        modules=[_module(model), Normalize()], prompts=prompts, device="cpu", similarity_fn_name="cosine"
+        modules=[_module(model)] if own else [_module(model), Normalize()],
+        prompts=prompts,
+        device="cpu",
+        similarity_fn_name=similarity if similarity in SIMILARITIES else "cosine",
     )
     return loaded
 

@@ -34,6 +34,7 @@ from tierexport.formats import formats_of, gguf, torchao
 from tierexport.formats.gguf import converted, source_stages
 from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
 from tierexport.formats.torchao import weight_bytes
+from tierexport.model_folder import modules
 from tierexport.plan import make_plan
 from tierexport.progress import note, stage
 from tierexport.recipe import PATH_KEYS, read_recipe, settle_paths
@@ -42,7 +43,7 @@ from tierexport.report.page import render_page
 from tierexport.report.pictures import compare_picture, kind_of
 from tierexport.rounding.distill import STEPS, distill
 from tierexport.rounding.layerwise import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, Rounded, Target, round_layers
-from tierexport.source import check_finite, modules, open_source
+from tierexport.source import check_finite, open_source
 from tierexport.vectoring import Encoder
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.storage import read_codec, write_codec
@@ -161,7 +162,7 @@ def _verified_anew(
     if codec:
         raise ArtifactError(f"{target} was built by a recipe: how its vectors are stored belongs there, under [vectors]")
     stored = read_codec(target / CODEC)[0] if manifest.get("vectors") else None
-    if stored and _told(stored) != manifest["vectors"]:
+    if stored and _told(stored) != {"similarity": "cosine", **manifest["vectors"]}:
         raise ArtifactError(f"{target / CODEC} is another codec than the one that {target} was built with: build it again")
     source = open_source(model) if model else open_source(str(manifest["model"]["spec"]), target.parent)
     if source.digest != manifest["model"]["digest"]:
@@ -398,6 +399,7 @@ def describe(
             "max_tokens": source.max_tokens,
             "prompts": dict(source.prompts),
             "languages": list(source.languages),
+            "similarity": source.similarity,
             "modules": [module["type"].rpartition(".")[2] for module in modules(source.path)] or list(POOLED),
         },
         "recipe": {

@@ -24,7 +24,9 @@ class Source:
     """A model whose files lie in a local folder, checked but not yet read.
 
     `digest` covers every file that can change a vector, and what the model description adds. `pooling` is a mode of
-    sentence-transformers, or several ("cls and mean"); `remarks`: what its user should know of how it was read.
+    sentence-transformers, or several ("cls and mean"). `similarity` is by what its vectors are compared, by
+    sentence-transformers' name; `normalizes`: whether it puts out vectors of unit length. `remarks`: what its user should
+    know of how it was read.
     """
 
     spec: str
@@ -41,6 +43,8 @@ class Source:
     base_model: str | None
     languages: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    similarity: str = "cosine"
+    normalizes: bool = True
 
 
 @dataclass(frozen=True)
@@ -330,7 +334,9 @@ class Artifact:
 class RetrievalSet:
     """A BEIR set: documents, the queries that are judged, and their grades per document.
 
-    Everything is in one order: row n of the documents' vectors belongs to `document_ids[n]`.
+    Everything is in one order: row n of the documents' vectors belongs to `document_ids[n]`. `own` are the queries that
+    stand among the documents under their own id and with their own text: that document is not an answer to its query.
+    `odd` says what was unusual in the files and how often, as "1 empty document".
     """
 
     name: str
@@ -339,6 +345,8 @@ class RetrievalSet:
     query_ids: tuple[str, ...]
     queries: tuple[str, ...]
     qrels: Mapping[str, Mapping[str, int]]
+    own: tuple[str, ...] = ()
+    odd: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ installed package), or the name of a file in `models/`, which describes one of t
 
 import difflib
 import importlib.metadata
-import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,19 @@ from safetensors import SafetensorError, safe_open
 
 from tierexport.errors import MachineError, SourceError
 from tierexport.hub import HUB_ID, fetch, is_hub_id
+from tierexport.model_folder import (
+    SentenceSettings,
+    is_count,
+    is_text,
+    modules,
+    normalizes,
+    read_object,
+    sentence_settings,
+    similarity_of,
+    tokenizer_limit,
+    transformer_folder,
+    usable_positions,
+)
 from tierexport.records import Source
 from tierexport.shipped import shipped
 from tierexport.workdir import file_digest, value_digest
@@ -25,24 +37,13 @@ from tierexport.workdir import file_digest, value_digest
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 """Configuration, vocabulary, weights: fetched from a repository and one folder down, and digested, folders of modules whole."""
 
-TRANSFORMER_SETTINGS = tuple(
-    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-"""The names under which sentence-transformers has saved its own settings of a transformer, the present one first."""
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
-UNLIMITED = 1_000_000
-"""Tokens from which a tokenizer's limit means that it has none: transformers writes 10^30."""
 
 POOLINGS = ("mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
 """The poolings of sentence-transformers; two at once are written "cls and mean"."""
 
-POSITIONS_FROM_PADDING = (
-    "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "roberta-prelayernorm", "data2vec-text",
-    "ibert", "xmod", "luke", "esm",
-)  # fmt: skip
-"""Values of `model_type` whose positions are counted from the padding token's number + 1: so many rows are never used."""
 
 FILE_NAME = r"(?!\.)[\w.-]{1,100}"
 """What the name of a model or a recipe may be: it becomes part of file names."""
@@ -87,19 +88,11 @@ def describe(model: str, folder: Path) -> Description:
     )
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("source", "name", "revision", "base_model", "licence", "pooling"), ("a text", _is_text)),
-    "languages": ("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value))),
-    "prompts": ("a table of texts", lambda value: isinstance(value, dict) and all(map(_is_text, value.values()))),
-    "max_tokens": ("a whole number above zero", _is_count),
+    **dict.fromkeys(("source", "name", "revision", "base_model", "licence", "pooling"), ("a text", is_text)),
+    "languages": ("a list of texts", lambda value: isinstance(value, list) and all(map(is_text, value))),
+    "prompts": ("a table of texts", lambda value: isinstance(value, dict) and all(map(is_text, value.values()))),
+    "max_tokens": ("a whole number above zero", is_count),
     **dict.fromkeys(("published", "map"), ("a table", lambda value: isinstance(value, dict))),
 }
 """What each key of a description has to be, in words and as a check."""
@@ -134,19 +127,19 @@ def open_source(model: str, folder: Path | None = None) -> Source:
     path, revision = _locate(known)
     inner = transformer_folder(path)
     _refuse_adapter(inner)
-    config = _read_object(inner / "config.json", "every model folder has one")
+    config = read_object(inner / "config.json", "every model folder has one")
     _refuse_remote_code(inner, config)
     if not any((inner / name).is_file() for name in TOKENIZER_FILES):
         raise SourceError(f"{inner} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
     weights = weight_files(path)
-    settings = _sentence_settings(path)
+    settings = sentence_settings(path)
     pooling = settings.pooling or known.pooling  # where both say one, the model's own files hold
     if not pooling or not set(pooling.split(" and ")) <= set(POOLINGS):
         raise SourceError(
             f"{model}: pooling is {pooling!r}, which has to be one of {', '.join(POOLINGS)}: "
             "describe the model in models/NAME.toml, with the pooling it was trained with"
         )
-    max_tokens, cut = _cut(known.max_tokens or settings.max_tokens or _tokenizer_limit(inner, config), config)
+    max_tokens, cut = _cut(known.max_tokens or settings.max_tokens or tokenizer_limit(inner, config), config)
     card = _card_metadata(path)
     told = known.pooling or known.max_tokens or known.prompts  # which the folder alone does not say
     extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
@@ -157,7 +150,7 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         revision=revision,
         digest=value_digest([{file: file_digest(path / file) for file in _digested(path, weights)}, extra]),
         architecture=next(iter([*_texts(config.get("architectures")), str(config.get("model_type"))])),
-        layers=next((config[key] for key in _LAYER_KEYS if _is_count(config.get(key))), 0),
+        layers=next((config[key] for key in _LAYER_KEYS if is_count(config.get(key))), 0),
         pooling=pooling,
         max_tokens=max_tokens,
         prompts={**settings.prompts, **known.prompts},
@@ -165,28 +158,20 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         base_model=known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None),
         languages=tuple(known.languages) or _texts(card.get("language")),
         remarks=tuple(_remarks(known, settings, cut)),
+        similarity=similarity_of(path),
+        normalizes=normalizes(path),
     )
     if not source.layers:
         raise SourceError(f"{model}: config.json states no whole number of layers ({' or '.join(_LAYER_KEYS)})")
     return source
 
 
-def _remarks(known: Description, settings: "_SentenceSettings", cut: str) -> Iterator[str]:
+def _remarks(known: Description, settings: "SentenceSettings", cut: str) -> Iterator[str]:
     """What a user should know of how the model was read."""
     if known.pooling and settings.pooling and known.pooling != settings.pooling:
         yield f"its description says {known.pooling} pooling, its own files {settings.pooling}: the files hold"
     if cut:
         yield cut
-
-
-def usable_positions(config: Mapping[str, Any]) -> int | None:
-    """How many tokens a text may have by the rows of the position table, or None where there is none."""
-    rows = config.get("max_position_embeddings")
-    if not isinstance(rows, int) or isinstance(rows, bool) or rows < 1:
-        return None
-    padding = config.get("pad_token_id")
-    skipped = padding + 1 if config.get("model_type") in POSITIONS_FROM_PADDING and isinstance(padding, int) else 0
-    return rows - skipped if rows > skipped else None
 
 
 def _cut(limit: int | None, config: Mapping[str, Any]) -> tuple[int | None, str]:
@@ -243,124 +228,15 @@ def _from_hub(repository: str, revision: str | None) -> tuple[Path, str]:
 # --- what the files say
 
 
-@dataclass(frozen=True)
-class _SentenceSettings:
-    """What a sentence-transformers folder states beside the transformer."""
-
-    pooling: str | None = None
-    max_tokens: int | None = None
-    prompts: Mapping[str, str] = field(default_factory=dict)
-
-
-def _sentence_settings(path: Path) -> _SentenceSettings:
-    settings = _SentenceSettings()
-    for module in modules(path):
-        if module["type"].endswith(".Pooling"):
-            settings = replace(settings, pooling=_pooling(_read_object(path / module["path"] / "config.json", "pooling")))
-    own = path / "config_sentence_transformers.json"
-    for file in [*(transformer_folder(path) / name for name in TRANSFORMER_SETTINGS), own]:
-        if file.is_file():
-            document = _read_object(file, "")
-            prompts, limit = document.get("prompts") or {}, document.get("max_seq_length")
-            if not isinstance(prompts, dict) or not all(text is None or _is_text(text) for text in prompts.values()):
-                raise SourceError(f"{file}: prompts has to be a table of texts, not {prompts!r}")
-            if limit is not None and not _is_count(limit):
-                raise SourceError(f"{file}: max_seq_length has to be a whole number above zero, not {limit!r}")
-            settings = replace(
-                settings,
-                max_tokens=limit or settings.max_tokens,
-                prompts={**settings.prompts, **{key: text for key, text in prompts.items() if text}},
-            )
-    return settings
-
-
-def _tokenizer_limit(path: Path, config: Mapping[str, Any]) -> int | None:
-    """Tokens that sentence-transformers cuts a text at where only the tokenizer states them."""
-    if not (path / "tokenizer_config.json").is_file():
-        return None
-    limits = [_read_object(path / "tokenizer_config.json", "").get("model_max_length"), config.get("max_position_embeddings")]
-    known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < UNLIMITED]
-    return min(known, default=None)
-
-
-def transformer_settings(path: Path) -> dict[str, Any]:
-    """What a model folder's sentence_bert_config.json, under whichever of its names, says of the transformer; {} without one."""
-    files = (transformer_folder(path) / name for name in TRANSFORMER_SETTINGS)
-    return next((_read_object(file, "") for file in files if file.is_file()), {})
-
-
-def module_settings(path: Path, module: Mapping[str, Any]) -> dict[str, Any]:
-    """What the config.json of a module after the transformer says; {} where it has none."""
-    file = path / str(module["path"]) / "config.json"
-    return _read_object(file, "") if module["path"] and file.is_file() else {}
-
-
-def transformer_folder(path: Path) -> Path:
-    """Where config.json, tokenizer and weights of the transformer lie: the folder itself, or 0_Transformer in old layouts.
-
-    Raises SourceError where the first module is no transformer.
-    """
-    listed = modules(path)
-    if not listed:
-        return path
-    kind = module_kind(listed[0])
-    if kind != "Transformer":
-        raise SourceError(f"{path} begins with a {kind} module, which is no transformer: there is nothing to quantize in tiers")
-    return path / str(listed[0]["path"])
-
-
-def module_kind(module: Mapping[str, Any]) -> str:
-    """The class of a module without where it is defined."""
-    return str(module["type"]).rpartition(".")[2]
-
-
 def _refuse_adapter(path: Path) -> None:
     """A LoRA adapter alone can't be exported: its base model is elsewhere, and not merged with it."""
     if (path / "config.json").is_file() or not (path / "adapter_config.json").is_file():
         return
-    base = _read_object(path / "adapter_config.json", "").get("base_model_name_or_path")
+    base = read_object(path / "adapter_config.json", "").get("base_model_name_or_path")
     raise SourceError(
         f"{path} is an adapter (LoRA) for {base or 'a base model that it does not name'}, without that model: merge the two "
         "(peft's merge_and_unload) and save the result, then name its folder"
     )
-
-
-def modules(path: Path) -> list[dict[str, Any]]:
-    """The modules of a sentence-transformers folder, checked to stay inside it; [] for a plain one."""
-    if not (path / "modules.json").is_file():
-        return []
-    listed: list[dict[str, Any]] = _read_json(path / "modules.json", "")
-    if not isinstance(listed, list) or not all(isinstance(module, dict) and _is_text(module.get("path")) for module in listed):
-        raise SourceError(f"{path / 'modules.json'} has to be a list of modules, each with a type and a path")
-    for module in listed:
-        inside = Path(str(module.get("path", "")))
-        if inside.is_absolute() or ".." in inside.parts:
-            raise SourceError(f"{path / 'modules.json'}: the path {str(inside)!r} leaves the model's folder")
-        if not str(module.get("type", "")).startswith("sentence_transformers."):
-            raise SourceError(
-                f"{path / 'modules.json'} wants code of its own ({module.get('type')!r}), which tierexport does not run"
-            )
-    return listed
-
-
-def _pooling(config: Mapping[str, Any]) -> str | None:
-    """The pooling modes that a Pooling module's config.json states, in either of its forms, joined by " and "."""
-    mode = config.get("pooling_mode")
-    flags = [key for key in config if key.startswith("pooling_mode_")]
-    on = [name for key, name in _POOLING_FLAGS.items() if config.get(key) is True]
-    modes = (mode if isinstance(mode, list) else [mode]) if mode else on
-    return " and ".join(map(str, modes)) or ("mean" if flags else None)
-
-
-_POOLING_FLAGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-"""The flags of a Pooling module saved before there was "pooling_mode", in the order in which vectors are joined."""
 
 
 def _refuse_remote_code(path: Path, config: dict[str, Any]) -> None:
@@ -395,22 +271,6 @@ def _texts(value: Any) -> tuple[str, ...]:
     return tuple(each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str))
 
 
-def _read_object(path: Path, why: str) -> dict[str, Any]:
-    found = _read_json(path, why)
-    if not isinstance(found, dict):
-        raise SourceError(f"{path} has to be a JSON object, not {type(found).__name__}")
-    return found
-
-
-def _read_json(path: Path, why: str) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise SourceError(f"{path} is missing ({why}): is this a Hugging Face model folder?") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise SourceError(f"{path} can't be read as JSON: {error}") from None
-
-
 # --- the weights
 
 
@@ -424,7 +284,7 @@ def weight_files(path: Path) -> list[Path]:
     if single.is_file():
         found = [single]
     elif index.is_file():
-        listed = _read_object(index, "").get("weight_map")
+        listed = read_object(index, "").get("weight_map")
         if not isinstance(listed, dict) or not listed or not all(isinstance(each, str) for each in listed.values()):
             raise SourceError(f"{index}: weight_map has to name a file for each tensor")
         names = sorted(set(listed.values()))

@@ -13,7 +13,7 @@ from tierexport.records import Text
 COMPRESSIONS = ("", ".gz", ".xz")
 """What may follow the suffix of a text file."""
 
-TEXT_COLUMNS = ("_id", "id", "title", "text")
+TEXT_COLUMNS = ("_id", "id", "title", "text", "instruction")
 """What a record of a text is made of; `id` is how newer MTEB sets call `_id`."""
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
@@ -31,8 +31,8 @@ def read_lines(path: Path) -> Iterator[str]:
         raise DataError(f"{path} can't be read: {error}") from None
 
 
-def read_records(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The records of a parquet or JSONL file; of parquet only these columns, where they are there.
+def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The records of a parquet or JSONL file; of parquet only these columns, where they are there and any are named.
 
     Raises DataError when the file can't be read, with the line in JSONL.
     """
@@ -52,13 +52,13 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _read_parquet(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            known = [column for column in columns if column in file.schema_arrow.names]
+            known = columns and [column for column in columns if column in file.schema_arrow.names]
             for batch in file.iter_batches(columns=known):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -83,3 +83,17 @@ def checked_text(text: str, path: Path) -> str:
         around = ascii(text[max(error.start - 20, 0) : error.end + 20])
         raise DataError(f"{path} holds half of a character ({error.reason}): {around}") from None
     return text
+
+
+def as_id(value: Any) -> str | None:
+    """An id as text: a whole number too, also where pandas has made 12.0 of it. None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def checked_id(name: str, where: str) -> str:
+    """An id that trec_eval's code can take: no half of a character, no zero byte. Raises DataError."""
+    if "\0" in name or any("\ud800" <= each <= "\udfff" for each in name):
+        raise DataError(f"{where}: the id {name[:80]!a} holds half of a character or a zero byte")
+    return name

@@ -12,11 +12,11 @@ from tierexport.artifact import CODEC, MANIFEST
 from tierexport.datasets import calibration_texts, read_pairs, texts_in
 from tierexport.encode import open_model
 from tierexport.errors import MachineError, VectorError
-from tierexport.metrics import normalized
+from tierexport.metrics import Similarity, normalized
 from tierexport.progress import stage
 from tierexport.records import Floats, Source, VectorSettings
 from tierexport.source import open_source
-from tierexport.vectors.codecs import Codec
+from tierexport.vectors.codecs import COMPARED, Codec
 from tierexport.vectors.scaling import fit, widening
 from tierexport.vectors.storage import is_codec, read_codec, write_codec
 from tierexport.vectors.trainees import Head, Network
@@ -43,6 +43,11 @@ class Encoder:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.reference = Reference(source, lambda _: None)
+        self.similarity = Similarity.of(source)
+
+    def compared(self, what: str, kind: str, texts: Sequence[str]) -> Floats:
+        """Vectors as they are compared, float32: of unit length unless the model's similarity counts lengths."""
+        return self.similarity.prepared(np.asarray(self.vectors(what, kind, texts))).astype(np.float32)
 
     def unit(self, what: str, kind: str, texts: Sequence[str]) -> Floats:
         """Unit vectors float32 (texts, dimensions) of texts of a kind, "query" or "passage"."""
@@ -55,9 +60,9 @@ class Encoder:
 
     def fit(self, settings: VectorSettings, texts: Sequence[str]) -> Codec:
         """A codec whose bounds suit this model's vectors of texts, taken as passages. Raises VectorError."""
-        vectors = self.unit("texts to fit a codec on", "passage", texts)
+        vectors = self.compared("texts to fit a codec on", "passage", texts)
         rotation = widening(vectors.shape[1], settings.widen, settings.rotate)
-        codec = fit(vectors, settings.level, settings.scaling, settings.per_vector, rotation)
+        codec = fit(vectors, settings.level, settings.scaling, settings.per_vector, rotation, codec_similarity(self.similarity))
         if not (vectors != vectors[0]).any():
             raise VectorError(f"all {len(texts)} texts have the same vector, which tells no range: fit on others")
         return replace(codec, asymmetric=settings.asymmetric, probe=self._probe())
@@ -77,6 +82,17 @@ class Encoder:
         """The unit vector of PROBE, float32 (dimensions,)."""
         found: Floats = self.unit("a sentence", "passage", [PROBE])[0]
         return found
+
+
+def codec_similarity(similarity: Similarity) -> str:
+    """By what a codec's vectors are compared for a model: on vectors of unit length, dot products and distances rank as
+    cosines do. Raises VectorError for Manhattan distances, which take decoded vectors.
+    """
+    if similarity.name not in COMPARED:
+        raise VectorError(
+            f"the model compares vectors by {similarity.words}, and quantized ones can't be: {', '.join(COMPARED)}"
+        )
+    return similarity.name if similarity.lengths_count else "cosine"
 
 
 def open_encoder(model: str) -> Encoder:
@@ -153,7 +169,7 @@ class Training:
             opened = open_model(self.encoder.source, _device())
             network = Network(opened, self.texts, self.encoder.reference.prompts, what == "lora", schedule.seed)
             trained = self._train(network, what, goal, schedule)
-            model = network.merged()
+            model = _compared_by_cosine(network.merged())
         model.save_pretrained(str(folder), create_model_card=False)
         probe = model.encode([PROBE], prompt=self.encoder.reference.prompts["passage"], show_progress_bar=False)
         write_codec(folder / CODEC, replace(trained.codec, probe=normalized(probe)[0].astype(np.float32)))
@@ -245,6 +261,17 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _compared_by_cosine(model: "SentenceTransformer") -> "SentenceTransformer":
+    """A model as it was trained: for vectors of unit length."""
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    if model.similarity_fn_name != "cosine":
+        model.similarity_fn_name = "cosine"
+        if not isinstance(model[-1], Normalize):
+            model.append(Normalize())
+    return model
 
 
 def _with_head(source: Source, head: Floats) -> "SentenceTransformer":

@@ -1,6 +1,6 @@
 """What a verification finds out, from one text set's figures to the whole of `verify.json`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -29,7 +29,8 @@ class RetrievalVerdict:
     """One retrieval set: means over its queries, and the paired difference of NDCG@10 to fp32.
 
     `tokens_equal` is the share of its texts that have the reference's token ids; where some have
-    not, `same_tokens` is the verdict on the set without them.
+    not, `same_tokens` is the verdict on the set without them. `own_documents` is how many queries stand in the corpus
+    themselves, whose own document was left out; `odd` is what was unusual in the set's files, and how often.
     """
 
     dataset: str
@@ -47,8 +48,22 @@ class RetrievalVerdict:
     p_value: float
     tokens_equal: float
     cos_mean: float
+    own_documents: int = 0
+    odd: tuple[str, ...] = ()
     deltas: tuple[float, ...] = ()
     same_tokens: "RetrievalVerdict | None" = None
+
+    @property
+    def notes(self) -> str:
+        """One line: what was unusual in the set, and how many queries' own documents were left out; "" where nothing was."""
+        return notes_on(self.odd, self.own_documents)
+
+
+def notes_on(odd: Sequence[str], own: int) -> str:
+    """What was unusual in a set, and how many queries stand in its corpus, in one line."""
+    few = "query stands in the corpus: not counted as its own answer"
+    several = "queries stand in the corpus: not counted as their own answers"
+    return "; ".join(filter(None, [", ".join(odd), f"{own} {several if own > 1 else few}" if own else ""]))
 
 
 @dataclass(frozen=True)
@@ -188,8 +203,9 @@ def _fidelity(found: Mapping[str, Any]) -> Fidelity:
 
 
 def _retrieval(found: Mapping[str, Any]) -> RetrievalVerdict:
-    inner = found["same_tokens"]
-    return RetrievalVerdict(**{**found, "deltas": tuple(found["deltas"]), "same_tokens": inner and _retrieval(inner)})
+    inner, odd = found["same_tokens"], tuple(found.get("odd", ()))
+    told = {**found, "odd": odd, "deltas": tuple(found["deltas"]), "same_tokens": inner and _retrieval(inner)}
+    return RetrievalVerdict(**told)
 
 
 @dataclass(frozen=True)
@@ -206,11 +222,18 @@ class GateResult:
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything a verification found out."""
+    """Everything a verification found out. `similarity`: by what vectors were compared, by sentence-transformers' name."""
 
     reference: str
     verdicts: tuple[Verdict, ...]
     gates: tuple[GateResult, ...] = ()
+    similarity: str = "cosine"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the readers of its retrieval figures have to know of each set, a line each."""
+        sets = {each.dataset: each.notes for verdict in self.verdicts for each in verdict.retrieval if each.notes}
+        return tuple(f"{name}: {notes}" for name, notes in sets.items())
 
     @property
     def passed(self) -> bool:
@@ -229,6 +252,7 @@ class Verification:
         results = [verdict.as_json() for verdict in self.verdicts]
         return {
             "reference": self.reference,
+            "similarity": self.similarity,
             "passed": self.passed,
             "results": results,
             "gates": [asdict(gate) for gate in self.gates],
@@ -238,4 +262,5 @@ class Verification:
     def from_json(found: Mapping[str, Any]) -> "Verification":
         """What `as_json` was made of. Raises KeyError or TypeError for anything else."""
         verdicts = tuple(map(Verdict.from_json, found["results"]))
-        return Verification(found["reference"], verdicts, tuple(GateResult(**gate) for gate in found["gates"]))
+        gates = tuple(GateResult(**gate) for gate in found["gates"])
+        return Verification(found["reference"], verdicts, gates, found.get("similarity", "cosine"))

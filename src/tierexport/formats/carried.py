@@ -4,14 +4,13 @@ docs/gguf.md has the same as a table. What changes vectors and has no counterpar
 anything is converted; the check of the conversion (`verify.conversion`) then looks at what the file really does.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tierexport.errors import PlanError
+from tierexport.model_folder import module_kind, module_settings, modules, read_object, transformer_folder, transformer_settings
 from tierexport.records import Source
-from tierexport.source import module_kind, module_settings, modules, transformer_folder, transformer_settings
 
 POOLED_BY_LLAMA_CPP = ("mean", "cls", "lasttoken")
 """The poolings that llama.cpp shares with sentence-transformers."""
@@ -93,13 +92,12 @@ def _lost_of_template(template: Mapping[str, Any]) -> Iterator[str]:
     """A WordPiece vocabulary in llama.cpp has one token at each end of a text, always."""
     ends = [each.get("SpecialToken", {}).get("id", "the text") for each in template.get("single", ())]
     if template["type"] == "TemplateProcessing" and (len(ends) != 3 or ends[1] != "the text"):
-        yield f"has its texts tokenized as {' '.join(ends) or 'they are'} (post_processor), and llama.cpp adds a token at each end"
+        yield f"tokenizes a text as {' '.join(ends) or 'it is'} (post_processor), and llama.cpp has a token at each end"
 
 
 def _read(file: Path) -> dict[str, Any]:
     """A JSON object, or {} where there is no such file."""
-    found: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    return found
+    return read_object(file, "") if file.is_file() else {}
 
 
 def _lost_of_pooling(source: Source, settings: Mapping[str, Any]) -> Iterator[str]:

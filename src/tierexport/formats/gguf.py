@@ -22,6 +22,7 @@ from tierexport.encode import prompt_for
 from tierexport.errors import ArtifactError, MachineError, PlanError
 from tierexport.formats import ggml
 from tierexport.formats.carried import OTHER_FORMAT, refuse_more_tokens_than_rows, refuse_what_is_lost
+from tierexport.model_folder import module_kind, modules, transformer_folder, transformer_settings
 from tierexport.records import Floats, FormatPlan, Imatrix, PlannedTensor, Recipe, Source, Tensor, Tier
 from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
 from tierexport.rounding.gptq import Codes
@@ -29,7 +30,6 @@ from tierexport.rounding.grids import GGUF_GRIDS
 from tierexport.rounding.layerwise import Rounded, Target
 from tierexport.rounding.packing import pack
 from tierexport.shipped import shipped
-from tierexport.source import module_kind, modules, transformer_folder, transformer_settings
 from tierexport.workdir import Stages, cache_dir, file_digest, stage_key, tells_of_full_disk
 
 CONVERT_SECONDS = 3600
@@ -329,6 +329,8 @@ def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Ima
         "tierexport.max_tokens": source.max_tokens,
         "tierexport.prompt.query": prompt_for(source.prompts, "query") or None,
         "tierexport.prompt.document": prompt_for(source.prompts, "passage") or None,
+        "tierexport.similarity": source.similarity,
+        "tierexport.normalize": int(source.normalizes),
         "quantize.imatrix.file": "imatrix.gguf" if imatrix.means else None,
         "quantize.imatrix.dataset": imatrix.dataset or None,
         "quantize.imatrix.entries_count": len(imatrix.means) or None,

@@ -17,11 +17,12 @@ from tierexport.encode import auto_class, open_model
 from tierexport.errors import ArtifactError, MachineError, PlanError, SourceError
 from tierexport.formats.int4 import pack_int4, plain, store
 from tierexport.libraries import import_sentence_transformers
+from tierexport.model_folder import modules, transformer_folder
 from tierexport.records import Floats, FormatPlan, PlannedTensor, Source, Tensor, Tier, TorchaoSettings
 from tierexport.roles import KEPT_ROLE, gguf_name, role_and_layer
 from tierexport.rounding.grids import int4_grid
 from tierexport.rounding.layerwise import Rounded, Target
-from tierexport.source import module_weights, modules, transformer_folder
+from tierexport.source import module_weights
 from tierexport.workdir import write_json, write_whole
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from tierexport.metrics import SIMILARITIES
 from tierexport.report.tables import bits_of
 from tierexport.roles import ROLES
 from tierexport.verdicts import RetrievalVerdict, Verdict, Verification
@@ -33,6 +34,7 @@ def render_page(manifest: Mapping[str, Any], found: Verification) -> str:
             ],
             intervals=[_interval(verdict, each, place) for verdict, each in judged],
             zero=_position(0, place),
+            similarity=SIMILARITIES[found.similarity].words,
             queries=[_differences(verdict, each) for verdict, each in judged],
         )
     )

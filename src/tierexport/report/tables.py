@@ -11,6 +11,7 @@ from tierexport.comparison import Compared
 from tierexport.formats.headers import Omitted
 from tierexport.hubs.publication import Publication
 from tierexport.inspection import Inspection, nominal_bits
+from tierexport.metrics import SIMILARITIES
 from tierexport.records import FormatPlan, Plan, Tensor
 from tierexport.roles import KEPT_ROLE, ROLES
 from tierexport.search.found import Found, Frontier
@@ -109,7 +110,7 @@ def _fidelity_cells(fidelity: Fidelity) -> Iterator[str]:
 def _retrieval_table(found: Verification) -> Table:
     names = ("set", "format", "device", "same tokens", "NDCG@10", "fp32's", "difference", "95 % interval", "p",
              "Recall@10", "fp32's", "MRR@10")  # fmt: skip
-    table = _table("retrieval", *names, right=names[3:])
+    table = _table(f"retrieval, scored by {SIMILARITIES[found.similarity].words}", *names, right=names[3:])
     for verdict in found.verdicts:
         for each in verdict.retrieval_shown:
             table.add_row(
@@ -285,11 +286,15 @@ def publication_table(done: Publication) -> Table:
     return table
 
 
-def vectors_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Ways to quantize vectors beside fp32, and beside what was published of jina-embeddings-v4 on NanoBEIR."""
+def vectors_table(rows: Sequence[Mapping[str, Any]], similarity: str) -> Table:
+    """Ways to quantize vectors beside fp32, and beside what was published of jina-embeddings-v4 on NanoBEIR.
+
+    `similarity`: by what the model's own vectors are compared, in words.
+    """
     sets = list(rows[0]["scores"])
     right = (*sets, "average", "less fp32's", "bytes", "published", "less fp32's there")
-    table = _table("NDCG@10", "vectors", *sets, "average", "less fp32's", "95 % interval", "bytes", *right[-2:], right=right)
+    title = f"NDCG@10, scored by {similarity}"
+    table = _table(title, "vectors", *sets, "average", "less fp32's", "95 % interval", "bytes", *right[-2:], right=right)
     for row in rows:
         gone = row["published"] - rows[0]["published"]
         table.add_row(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tierexport.encode import VectorStore, encode, prompt_for
+from tierexport.metrics import Similarity
 from tierexport.records import Floats, RetrievalSet, Source
 from tierexport.search.bench import Bench
 from tierexport.verify.intervals import difference
@@ -18,16 +19,17 @@ class RetrievalJudge:
 
     def __init__(self, bench: Bench, source: Source, data: RetrievalSet) -> None:
         self._bench, self._prompts, self._data = bench, source.prompts, data
-        self._reference = self._scores()
+        self._similarity = Similarity.of(source)
+        self.reference = self._scores()
 
     def indistinct(self, types: Mapping[str, str]) -> bool:
         """Whether the 95 % interval of the difference to fp32 reaches zero, with tensors at these types."""
         with self._bench.rounded(types):
-            return difference(self._reference, self._scores()).ci_high >= 0
+            return difference(self.reference, self._scores()).ci_high >= 0
 
     def _scores(self) -> np.ndarray:
         vectors = (self._encode("query", self._data.queries), self._encode("passage", self._data.documents))
-        return score(self._data, *vectors).per_query["ndcg_at_10"]
+        return score(self._data, *vectors, self._similarity).per_query["ndcg_at_10"]
 
     def _encode(self, kind: str, texts: tuple[str, ...]) -> Floats:
         with tempfile.TemporaryDirectory() as folder:

@@ -28,6 +28,9 @@ CELLS = {"int8": 255, "int4": 15, "trinary": 3, "binary": 2}
 TOP = {"int8": 255, "int4": 15, "trinary": 2, "binary": 1}
 """The highest number of a cell."""
 
+COMPARED = ("cosine", "dot", "euclidean")
+"""By what quantized vectors can be compared: what a matrix product tells, so that nothing has to be decoded."""
+
 CHUNK_ROWS = 8192
 """Vectors that are coded and decoded at a time."""
 
@@ -51,6 +54,8 @@ class Codec:
     `rotation`, float32 (dimensions, width) or None, comes before everything else; its rows are orthonormal. Where there is
     none, the width is the number of dimensions.
     `asymmetric`: documents alone are coded, queries stay as they are.
+    `similarity`: by what vectors are compared, "cosine", "dot" or "euclidean". For a cosine they are brought to unit length
+    before they are coded; for the others they keep the length that the model gave them.
     `probe`, float32 (dimensions,) or None, is the unit vector of one known sentence, by which another model's are told.
     """
 
@@ -61,11 +66,16 @@ class Codec:
     rotation: Floats | None = None
     asymmetric: bool = False
     probe: Floats | None = None
+    similarity: str = "cosine"
     cells: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         if self.level not in CELLS:
             raise VectorError(f"{self.level!r} is no level: {', '.join(CELLS)}")
+        if self.similarity not in COMPARED:
+            raise VectorError(f"quantized vectors are compared by {', '.join(COMPARED)}, not by {self.similarity!r}")
+        if self.per_vector and self.similarity != "cosine":
+            raise VectorError(f"ranges per vector drop its length, which {self.similarity!r} counts: fit without --per-vector")
         arrays = [each for each in (self.low, self.high, self.rotation, self.probe) if each is not None]
         if any(each.dtype != np.float32 or not np.isfinite(each).all() for each in arrays):
             raise VectorError("a codec's numbers have to be float32 and finite")
@@ -112,12 +122,14 @@ class Codec:
             "per_vector": self.per_vector,
             "rotated": self.rotation is not None,
             "asymmetric": self.asymmetric,
+            "similarity": self.similarity,
         }
 
     def encode(self, vectors: Floats) -> Bytes:
-        """Packed codes, uint8 (vectors, bytes), of vectors as long as those that bounds were fitted on: of unit length, here.
+        """Packed codes, uint8 (vectors, bytes), of vectors as long as those that bounds were fitted on.
 
-        Raises VectorError for NaN or another number of dimensions.
+        That is of unit length where they are compared by cosine, else as the model puts them out. Raises VectorError for NaN
+        or another number of dimensions.
         """
         return pack(self.numbers(vectors), self.level)
 
@@ -127,7 +139,7 @@ class Codec:
         return values if self.rotation is None else values @ self.rotation.T
 
     def coded(self, vectors: Floats) -> Bytes:
-        """Packed codes, uint8 (vectors, bytes), of vectors that are first brought to unit length, as codecs are fitted on them.
+        """Packed codes, uint8 (vectors, bytes), of vectors that first get the length that the codec was fitted on.
 
         Memory is bounded by what is returned; `vectors`, float32 (vectors, dimensions), may be a memory map.
         """
@@ -135,7 +147,7 @@ class Codec:
         for rows in _chunks(len(vectors)):
             batch = np.asarray(vectors[rows])
             _refuse_nan(batch, rows.start)
-            found[rows] = self.encode(unit(batch))
+            found[rows] = self.encode(self.scaled(batch))
         return found
 
     def restored(self, vectors: Floats) -> Floats:
@@ -145,6 +157,10 @@ class Codec:
         for rows in _chunks(len(vectors)):
             found[rows] = self.decode(codes[rows])
         return found
+
+    def scaled(self, vectors: Floats) -> Floats:
+        """Vectors of unit length, or for a similarity that counts lengths as they are."""
+        return unit(vectors) if self.similarity == "cosine" else np.clip(vectors, -LARGE, LARGE).astype(np.float32, copy=False)
 
     def prepared(self, vectors: Floats) -> Floats:
         """Vectors as cells are counted in: rotated, and of unit root mean square where ranges are per vector."""

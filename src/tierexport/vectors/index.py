@@ -1,25 +1,25 @@
-"""Searching packed vectors without decoding all of them at once: cosines with unquantized queries, or Hamming distances."""
+"""Searching packed vectors without decoding all of them at once: by the codec's similarity, or Hamming distances."""
 
 import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tierexport.errors import VectorError
 from tierexport.records import Floats
-from tierexport.vectors.codecs import Bytes, Codec, unit, unpack
+from tierexport.topk import QUERIES, Indices, TopK, blocks, greatest
+from tierexport.vectors.codecs import Bytes, Codec, unpack
 from tierexport.vectors.storage import to_faiss
 
 CHUNK = 16_384
 """Vectors that are unpacked together."""
 
-Indices = npt.NDArray[np.int64]
-
 
 class Index:
-    """Packed documents, uint8 (documents, bytes), and the length of each, so that scores are cosines."""
+    """Packed documents, uint8 (documents, bytes), and the length of each: scores are cosines, dot products or distances,
+    these negative, so that the greatest is the best.
+    """
 
     def __init__(self, codec: Codec, codes: Bytes) -> None:
         self.codec, self.codes = codec, codes
@@ -27,45 +27,50 @@ class Index:
         self._lengths: Floats = np.concatenate(lengths) if lengths else np.zeros(0, np.float32)
 
     def scores(self, queries: Floats, quantized: bool = False) -> Iterator[Floats]:
-        """Cosines float32 (queries, documents of a chunk), chunk after chunk.
+        """Scores float32 (queries, documents of a chunk), chunk after chunk.
 
         Queries are taken as they are (asymmetric), or through the codec as the documents were.
         """
-        ours = self._directions(queries, quantized)
-        scale, offset = self.codec.line
-        weights, constant = (ours * scale).T.copy(), (ours @ offset)[:, None]
-        for start in range(0, len(self.codes), CHUNK):
-            numbers = unpack(self.codes[start : start + CHUNK], self.codec.level, self.codec.width)
-            found = (numbers.astype(np.float32) @ weights).T + constant  # so nothing is decoded, and BLAS does the work
-            yield found / _divisors(self._lengths[start : start + len(numbers)])
+        asked = self._asked(queries, quantized)
+        return (found for _, _, found in self._scored(asked, len(asked)))
 
     def search(self, queries: Floats, count: int, quantized: bool = False) -> tuple[Floats, Indices]:
-        """The `count` best documents of each query, best first: cosines and rows, both (queries, count)."""
-        count = self._count(count)
-        best = np.zeros((len(queries), 0), np.float32)
-        rows = np.zeros((len(queries), 0), np.int64)
-        start = 0
-        for found in self.scores(queries, quantized):
-            if best.shape[1] < count:
-                best = np.concatenate([best, found], 1)
-                rows = np.concatenate([rows, np.broadcast_to(np.arange(start, start + found.shape[1]), found.shape)], 1)
-                chosen = _top(best, count)
-                best, rows = np.take_along_axis(best, chosen, 1), np.take_along_axis(rows, chosen, 1)
-            else:
-                better = found > best[:, -1:]  # what only equals the last came later, and few are left of each chunk
-                for query in np.flatnonzero(better.any(1)):
-                    columns = np.flatnonzero(better[query])
-                    scores = np.concatenate([best[query], found[query, columns]])
-                    order = np.argsort(-scores, kind="stable")[:count]
-                    best[query], rows[query] = scores[order], np.concatenate([rows[query], start + columns])[order]
-            start += found.shape[1]
-        return best, rows
+        """The `count` best documents of each query, best first: scores and rows, both (queries, count).
+
+        Equal scores are ordered by row. Memory is bounded by a block of queries · a chunk of documents.
+        """
+        best = TopK(len(queries), self._count(count))
+        for first, rows, found in self._scored(self._asked(queries, quantized), QUERIES):
+            best.add(rows, first, found)
+        return best.scores, best.rows
+
+    def _scored(self, asked: Floats, block: int) -> Iterator[tuple[int, slice, Floats]]:
+        """Scores of a block of queries and a chunk of documents, with the chunk's first row and the queries' rows."""
+        scale, offset = self.codec.line
+        weights, constant = (asked * scale).T.copy(), (asked @ offset)[:, None]
+        for first in range(0, len(self.codes), CHUNK):
+            numbers = unpack(self.codes[first : first + CHUNK], self.codec.level, self.codec.width).astype(np.float32)
+            lengths = self._lengths[first : first + len(numbers)]
+            for rows in blocks(len(asked), block):
+                # so nothing is decoded, and BLAS does the work
+                found = (numbers @ weights[:, rows]).T + constant[rows]
+                yield first, rows, self._compared(found, asked[rows], lengths)
+
+    def _compared(self, products: Floats, asked: Floats, lengths: Floats) -> Floats:
+        """Scores by the codec's similarity, from dot products (queries, documents) and the documents' lengths."""
+        if self.codec.similarity == "cosine":
+            return products / _divisors(lengths)
+        if self.codec.similarity == "dot":
+            return products
+        squared = np.square(asked).sum(1)[:, None] + np.square(lengths) - 2 * products
+        found: Floats = -np.sqrt(np.maximum(squared, 0))
+        return found
 
     def hamming(self, queries: Floats, count: int, rescored: int = 0) -> tuple[Floats, Indices]:
         """The nearest binary codes, through faiss: distances in bits and rows, (queries, count), nearest first.
 
-        With `rescored`, so many times as many are found, and the best of them by cosine with the unquantized query come
-        back, with those cosines. Raises VectorError for another level.
+        With `rescored`, so many times as many are found, and the best of them by their score with the unquantized query
+        come back, with those scores. Raises VectorError for another level.
         """
         if self.codec.level != "binary":
             raise VectorError(f"Hamming distances are of binary codes, not of {self.codec.level}")
@@ -73,25 +78,25 @@ class Index:
         distances, rows = self._bits.search(self.codec.encode(queries), min(count * max(rescored, 1), len(self.codes)))
         if not rescored:
             return distances.astype(np.float32), rows
-        ours = self._directions(queries, False)
+        asked = self._asked(queries, False)
         values = self._values(self.codes[rows.reshape(-1)]).reshape(*rows.shape, -1)
-        cosines = np.einsum("qd,qkd->qk", ours, values) / _divisors(self._lengths[rows])
-        order = _top(cosines, count)
-        return np.take_along_axis(cosines, order, 1), np.take_along_axis(rows, order, 1)
+        scores = self._compared(np.einsum("qd,qkd->qk", asked, values), asked, self._lengths[rows])
+        order = greatest(scores, count)
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
     def _count(self, count: int) -> int:
         if count < 1 or not len(self.codes):
             raise VectorError(f"can't find {count} of {len(self.codes)} vectors")
         return min(count, len(self.codes))
 
-    def _directions(self, queries: Floats, quantized: bool) -> Floats:
-        """Queries of unit length, as the codec counts, rotated but not scaled to each vector's own range."""
+    def _asked(self, queries: Floats, quantized: bool) -> Floats:
+        """Queries rotated but not scaled to each vector's own range, of the length that the codec's similarity counts."""
         if quantized:
-            found = self._undone(self._values(self.codec.encode(unit(queries))))
+            found = self._undone(self._values(self.codec.encode(self.codec.scaled(queries))))
             found = found if self._widened is None else found @ self._widened
         else:
             found = self.codec.prepared(queries)
-        return unit(found)
+        return self.codec.scaled(found)
 
     @functools.cached_property
     def _bits(self) -> Any:
@@ -117,14 +122,3 @@ class Index:
 def _divisors(lengths: Floats) -> Floats:
     """Lengths to divide by: a zero vector stays one."""
     return np.where(lengths > 0, lengths, np.float32(1)).astype(np.float32)
-
-
-def _top(scores: Floats, count: int) -> Indices:
-    """Columns of the greatest scores of each row, greatest first; ties go to the first, as in a full sort."""
-    count = min(count, scores.shape[1])
-    least = np.partition(scores, -count, 1)[:, -count] if count else np.zeros(len(scores))
-    found = np.empty((len(scores), count), np.int64)
-    for row, (values, bound) in enumerate(zip(scores, least, strict=True)):
-        columns = np.flatnonzero(values >= bound)  # count of them, or more where the last ties
-        found[row] = columns[np.argsort(-values[columns], kind="stable")[:count]]
-    return found

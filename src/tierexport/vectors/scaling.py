@@ -1,7 +1,7 @@
 """Choosing a codec's bounds from vectors that come in batches."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,8 +51,17 @@ def moments(batches: Iterable[Floats]) -> Moments:
     return found
 
 
-def fit(vectors: Floats, level: str, scaling: str, per_vector: bool = False, rotation: Floats | None = None) -> Codec:
+def fit(
+    vectors: Floats,
+    level: str,
+    scaling: str,
+    per_vector: bool = False,
+    rotation: Floats | None = None,
+    similarity: str = "cosine",
+) -> Codec:
     """A codec whose bounds come from two vectors or more, float32 (vectors, dimensions), in batches of about BATCH.
+
+    They have to be as long as those that will be coded: of unit length where they are compared by cosine.
 
     "minmax": from least to greatest. "rolling": around the moving mean, by so many moving standard deviations as suit a
     normal distribution. "clip": as "rolling", by the multiple that gives the least squared error on these vectors, one for
@@ -68,7 +77,8 @@ def fit(vectors: Floats, level: str, scaling: str, per_vector: bool = False, rot
     if not np.isfinite(vectors).all():
         raise VectorError("vectors to fit a codec on hold NaN or infinity")
     blank = np.zeros(vectors.shape[1] if rotation is None else rotation.shape[1], np.float32)
-    prepared = Codec(level, blank, blank, per_vector, rotation).prepared(vectors)
+    plain = Codec(level, blank, blank, per_vector, rotation, similarity=similarity)
+    prepared = plain.prepared(vectors)
     found = moments(_batches(prepared))
     if per_vector:  # one range for all dimensions, since a vector has one scale
         found = _overall(found)
@@ -77,9 +87,9 @@ def fit(vectors: Floats, level: str, scaling: str, per_vector: bool = False, rot
         if CELLS[level] <= 3:
             high = np.maximum(np.abs(low), np.abs(high))
             low = -high
-        return _codec(level, low, high, per_vector, rotation)
+        return _bounded(plain, low, high)
     tried = TRIED_SPREADS if scaling == "clip" else [1.0]
-    codecs = [_codec(level, *_around(found, level, factor), per_vector, rotation) for factor in tried]
+    codecs = [_bounded(plain, *_around(found, level, factor)) for factor in tried]
     return min(codecs, key=lambda codec: _error(codec, prepared)) if len(codecs) > 1 else codecs[0]
 
 
@@ -110,10 +120,8 @@ def _around(found: Moments, level: str, factor: float) -> tuple[npt.NDArray[np.f
     return middle - half, middle + half
 
 
-def _codec(
-    level: str, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], per_vector: bool, rotation: Floats | None
-) -> Codec:
-    return Codec(level, low.astype(np.float32), high.astype(np.float32), per_vector, rotation)
+def _bounded(plain: Codec, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> Codec:
+    return replace(plain, low=low.astype(np.float32), high=high.astype(np.float32))
 
 
 def _error(codec: Codec, prepared: Floats) -> float:

@@ -23,7 +23,8 @@ def write_codec(path: Path, codec: Codec, codes: Bytes | None = None) -> None:
     further = {"rotation": codec.rotation, "probe": codec.probe, "codes": codes}
     arrays |= {name: array for name, array in further.items() if array is not None}
     flags = {"per_vector": codec.per_vector, "asymmetric": codec.asymmetric}
-    settings = json.dumps({"version": VERSION, "level": codec.level, **flags})
+    compared = {} if codec.similarity == "cosine" else {"similarity": codec.similarity}
+    settings = json.dumps({"version": VERSION, "level": codec.level, **flags, **compared})
     write_whole(path, save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, {"tierexport.codec": settings}))
 
 
@@ -38,7 +39,8 @@ def read_codec(path: Path) -> tuple[Codec, Bytes | None]:
         bounds, flags = (arrays["low"], arrays["high"]), (settings["per_vector"], settings["asymmetric"])
         if not all(isinstance(flag, bool) for flag in flags):
             raise TypeError(f"{flags} have to be true or false")
-        codec = Codec(settings["level"], *bounds, flags[0], _rotation(arrays), flags[1], arrays.get("probe"))
+        told = arrays.get("probe"), settings.get("similarity", "cosine")
+        codec = Codec(settings["level"], *bounds, flags[0], _rotation(arrays), flags[1], *told)
         if "codes" in arrays:
             check_codes(arrays["codes"], codec.level, codec.width)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -81,7 +83,8 @@ def to_faiss(codec: Codec, codes: Bytes) -> Any:
         raise VectorError(f"faiss has no index of {codec.level} vectors: int8, int4 or binary")
     if codec.level == "int4" and codec.width % 2:
         raise VectorError(f"faiss lays int4 vectors of {codec.width} dimensions, an odd number, out otherwise")
-    index: Any = faiss.IndexScalarQuantizer(codec.width, kinds[codec.level], faiss.METRIC_INNER_PRODUCT)
+    metric = faiss.METRIC_L2 if codec.similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
+    index: Any = faiss.IndexScalarQuantizer(codec.width, kinds[codec.level], metric)
     faiss.copy_array_to_vector(np.concatenate([codec.low, codec.high - codec.low]), index.sq.trained)
     index.is_trained = True
     faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)

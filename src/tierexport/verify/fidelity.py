@@ -7,12 +7,16 @@ import numpy.typing as npt
 from scipy import stats
 
 from tierexport.errors import ArtifactError
-from tierexport.metrics import cosines, neighbours_kept, similarities
+from tierexport.metrics import COSINE, NEIGHBOURS, Similarity, cosines, neighbours_kept
 from tierexport.records import Encoded
+from tierexport.topk import blocks
 from tierexport.verdicts import Fidelity
 from tierexport.verify.intervals import mean_interval
 
 EXAMPLES = 3
+
+ROWS = 8192
+"""Vectors that are checked together."""
 
 
 def check_shape(name: str, reference: Encoded, found: Encoded) -> None:
@@ -22,17 +26,28 @@ def check_shape(name: str, reference: Encoded, found: Encoded) -> None:
             f"{name}: vectors of {found.vectors.shape[1]} dimensions, where the fp32 model has "
             f"{reference.vectors.shape[1]}: it is an artifact of another model"
         )
-    bad = int((~np.isfinite(found.vectors)).any(1).sum())
-    if bad:
+    if bad := len(not_finite(found)):
         raise ArtifactError(f"{name}: {bad} of {len(found.vectors)} vectors hold NaN or infinity")
 
 
-def measure(reference: Encoded, found: Encoded, rows: npt.NDArray[np.bool_] | None = None) -> Fidelity:
-    """Fidelity over the texts that `rows` selects, or all. Needs more than ten texts."""
+def not_finite(found: Encoded) -> npt.NDArray[np.int64]:
+    """Rows of vectors that hold NaN or infinity; read in chunks, for the vectors may be a memory map."""
+    chunks = [~np.isfinite(found.vectors[rows]).all(1) for rows in blocks(len(found.vectors), ROWS)]
+    return np.flatnonzero(np.concatenate(chunks)) if chunks else np.zeros(0, np.int64)
+
+
+def measure(
+    reference: Encoded, found: Encoded, rows: npt.NDArray[np.bool_] | None = None, similarity: Similarity = COSINE
+) -> Fidelity:
+    """Fidelity over the texts that `rows` selects, or all. Needs more than ten texts.
+
+    Neighbours and ranks are by the model's similarity; how near the vectors are is a cosine in any case.
+    """
     chosen = slice(None) if rows is None else rows
     a, b = np.asarray(reference.vectors[chosen]), np.asarray(found.vectors[chosen])
     near = cosines(a, b)
-    kept = neighbours_kept(a, b)
+    kept = neighbours_kept(a, b, NEIGHBOURS, similarity)
+    every = (similarity.compared(prepared, prepared) for prepared in map(similarity.prepared, (a, b)))
     pairs = np.triu_indices(len(a), 1)
     return Fidelity(
         texts=len(a),
@@ -40,7 +55,7 @@ def measure(reference: Encoded, found: Encoded, rows: npt.NDArray[np.bool_] | No
         cos_p1=float(np.percentile(near, 1)),
         cos_min=float(near.min()),
         top10_retention=float(kept.mean()),
-        rank_correlation=float(stats.spearmanr(similarities(a)[pairs], similarities(b)[pairs]).statistic),
+        rank_correlation=float(stats.spearmanr(*(each[pairs] for each in every)).statistic),
         cos_mean_ci=mean_interval(near),
         top10_ci=mean_interval(kept),
     )

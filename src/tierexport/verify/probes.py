@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tierexport.metrics import cosines
+from tierexport.model_folder import transformer_folder
 from tierexport.records import Encoded, Source
-from tierexport.source import transformer_folder
 from tierexport.verdicts import ProbeVerdict
 from tierexport.verify.fidelity import same_tokens
 
@@ -25,7 +25,7 @@ ADDED_PER_TEXT, MOST_ADDED_TEXTS = 8, 48
 CORE_TOKENS = ("unk_token", "bos_token", "eos_token", "cls_token", "sep_token", "pad_token", "mask_token")
 """Tokens that a tokenizer has for itself; nobody's texts have them."""
 
-WORDS = "the river rose slowly after three days of rain and nobody in the village slept that night".split()
+WORDS = ("the", "river", "rose", "slowly", "after", "three", "days", "of", "rain", "and", "nobody", "slept", "that", "night")
 
 
 @dataclass(frozen=True)

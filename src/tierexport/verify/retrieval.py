@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytrec_eval
 
-from tierexport.metrics import cosines, normalized
+from tierexport.metrics import COSINE, Similarity, cosines
 from tierexport.records import Encoded, Floats, RetrievalSet
+from tierexport.topk import TopK, blocks
 from tierexport.verdicts import RetrievalVerdict
 from tierexport.verify.fidelity import same_tokens
 from tierexport.verify.intervals import difference
@@ -24,25 +25,26 @@ CHUNK_ROWS = 8192
 
 
 def top_documents(
-    queries: Floats, documents: Floats, depth: int = DEPTH
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Row numbers and cosines of the `depth` nearest documents per query, best first.
+    queries: Floats,
+    documents: Floats,
+    depth: int = DEPTH,
+    similarity: Similarity = COSINE,
+    order: npt.NDArray[np.int64] | None = None,
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Row numbers and scores, float32, of the `depth` nearest documents per query, best first.
 
-    Both are float32 (rows, dimensions); `documents` may be a memory map. Documents are read in
-    chunks, so that memory is bounded by chunk · queries, not by documents · queries. Equal scores
-    are ordered by row number.
+    Both are float32 (rows, dimensions); `documents` may be a memory map. They are compared in blocks, so that memory is
+    bounded by a block of queries · a chunk of documents. As trec_eval does, scores are rounded to float32 before equal ones
+    are told apart; those are ordered as the rows in `order` are, or by row number.
     """
-    unit = normalized(queries)
-    rows = np.zeros((len(queries), 0), np.int64)
-    scores = np.zeros((len(queries), 0), np.float64)
+    order = np.arange(len(documents)) if order is None else order
+    best = TopK(len(queries), min(depth, len(documents)))
     for start in range(0, len(documents), CHUNK_ROWS):
-        chunk = normalized(np.asarray(documents[start : start + CHUNK_ROWS]))
-        found = unit @ chunk.T
-        rows = np.concatenate([rows, np.broadcast_to(np.arange(start, start + len(chunk)), found.shape)], axis=1)
-        scores = np.concatenate([scores, found], axis=1)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
-        rows, scores = np.take_along_axis(rows, best, 1), np.take_along_axis(scores, best, 1)
-    return rows, scores
+        chunk = similarity.prepared(np.asarray(documents[order[start : start + CHUNK_ROWS]]))
+        for rows in blocks(len(queries)):
+            found = similarity.compared(similarity.prepared(np.asarray(queries[rows])), chunk)
+            best.add(rows, start, found.astype(np.float32))
+    return order[best.rows], best.scores
 
 
 @dataclass(frozen=True)
@@ -64,43 +66,61 @@ class Scores:
         return float(self.per_query[measure].mean())
 
 
-def score(data: RetrievalSet, queries: Floats, documents: Floats) -> Scores:
-    """NDCG@10, Recall@10 and MRR@10 of vectors for the set's queries and documents."""
-    rows, similar = top_documents(queries, documents)
-    run = {
-        query: {data.document_ids[row]: float(value) for row, value in zip(found, values, strict=True)}
-        for query, found, values in zip(data.query_ids, rows, similar, strict=True)
-    }
+def score(data: RetrievalSet, queries: Floats, documents: Floats, similarity: Similarity = COSINE) -> Scores:
+    """NDCG@10, Recall@10 and MRR@10 of vectors for the set's queries and documents.
+
+    Equal scores are ordered as trec_eval orders them over all documents: by id, descending. A query's own document is left
+    out before the cut.
+    """
+    order = np.array(sorted(range(len(data.document_ids)), key=data.document_ids.__getitem__, reverse=True), np.int64)
+    rows, similar = top_documents(queries, documents, DEPTH + bool(data.own), similarity, order)
+    own = set(data.own)
+    run = {}
+    for query, found, values in zip(data.query_ids, rows, similar, strict=True):
+        named = ((data.document_ids[row], float(value)) for row, value in zip(found, values, strict=True))
+        others = [each for each in named if each[0] != query or query not in own]
+        run[query] = dict(others[:DEPTH])
     evaluator = pytrec_eval.RelevanceEvaluator(
         {query: dict(grades) for query, grades in data.qrels.items()}, {f"ndcg_cut.{DEPTH}", f"recall.{DEPTH}", "recip_rank"}
     )
     judged = evaluator.evaluate(run)
-    return Scores({ours: np.array([judged[query][theirs] for query in data.query_ids]) for ours, theirs in MEASURES.items()})
+    none = dict.fromkeys(MEASURES.values(), 0.0)  # of a query without any result
+    return Scores(
+        {ours: np.array([judged.get(query, none)[theirs] for query in data.query_ids]) for ours, theirs in MEASURES.items()}
+    )
 
 
-def judge(data: RetrievalSet, reference: Vectors, ours: Vectors) -> RetrievalVerdict:
+def judge(data: RetrievalSet, reference: Vectors, ours: Vectors, similarity: Similarity = COSINE) -> RetrievalVerdict:
     """An artifact's vectors against fp32's on one set; where tokens differ, also without those texts."""
     same_queries = same_tokens(reference.queries, ours.queries)
     same_documents = same_tokens(reference.documents, ours.documents)
     tokens_equal = float(np.concatenate([same_queries, same_documents]).mean())
     every = np.ones(len(data.queries), bool), np.ones(len(data.documents), bool)
-    whole = _judge(data, reference, ours, *every, tokens_equal)
+    whole = _judge(data, reference, ours, *every, tokens_equal, similarity)
     rest = None
-    if tokens_equal < 1 and (kept := _without(data, same_queries, same_documents)).queries:
+    if tokens_equal < 1 and (kept := without(data, same_queries, same_documents)).queries:
         queries = np.isin(data.query_ids, kept.query_ids)
-        rest = _judge(kept, reference, ours, queries, same_documents, 1.0)
+        rest = _judge(kept, reference, ours, queries, same_documents, 1.0, similarity)
     return replace(whole, same_tokens=rest)
 
 
-def _without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_]) -> RetrievalSet:
-    """The set with the selected texts alone; a query that loses all its relevant documents goes too."""
+def without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_]) -> RetrievalSet:
+    """The set with the selected texts alone; a query that loses all its relevant documents goes too.
+
+    Judged documents that the corpus never had stay judged, as in the whole set.
+    """
     document_ids = _chosen(data.document_ids, documents)
     left = set(document_ids)
+    gone = set(data.document_ids) - left
     qrels = {
-        query: {name: grade for name, grade in data.qrels[query].items() if name in left}
+        query: {name: grade for name, grade in data.qrels[query].items() if name not in gone}
         for query in _chosen(data.query_ids, queries)
     }
-    qrels = {query: grades for query, grades in qrels.items() if any(grade > 0 for grade in grades.values())}
+    qrels = {
+        query: grades
+        for query, grades in qrels.items()
+        if len(grades) == len(data.qrels[query]) or any(grade > 0 and name in left for name, grade in grades.items())
+    }
     texts = dict(zip(data.query_ids, data.queries, strict=True))
     return RetrievalSet(
         name=f"{data.name}, same tokens only",
@@ -109,6 +129,7 @@ def _without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.
         query_ids=tuple(qrels),
         queries=tuple(texts[query] for query in qrels),
         qrels=qrels,
+        own=tuple(query for query in data.own if query in qrels and query in left),
     )
 
 
@@ -118,11 +139,12 @@ def _chosen(items: tuple[str, ...], rows: npt.NDArray[np.bool_]) -> tuple[str, .
 
 def _judge(
     data: RetrievalSet, reference: Vectors, ours: Vectors,
-    queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_], tokens_equal: float,
+    queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_], tokens_equal: float, similarity: Similarity,
 ) -> RetrievalVerdict:  # fmt: skip
     """The verdict over the selected rows, which are those of `data`."""
     expected, found = (
-        score(data, _selected(each.queries, queries), _selected(each.documents, documents)) for each in (reference, ours)
+        score(data, _selected(each.queries, queries), _selected(each.documents, documents), similarity)
+        for each in (reference, ours)
     )
     judged = difference(expected.per_query["ndcg_at_10"], found.per_query["ndcg_at_10"])
     near = np.concatenate(list(_cosines(reference.documents, ours.documents)))
@@ -142,6 +164,8 @@ def _judge(
         p_value=judged.p_value,
         tokens_equal=tokens_equal,
         cos_mean=float(near[documents].mean()),
+        own_documents=len(data.own),
+        odd=data.odd,
         deltas=tuple(float(each) for each in found.per_query["ndcg_at_10"] - expected.per_query["ndcg_at_10"]),
     )
 

@@ -17,9 +17,9 @@ from tierexport.archive import tools
 from tierexport.beir import read_retrieval_set
 from tierexport.datasets import read_sts, screen
 from tierexport.encode import VectorStore, encode, open_encoded, open_model, prompt_for
-from tierexport.errors import ArtifactError, DataError, MachineError
+from tierexport.errors import ArtifactError, DataError, MachineError, SourceError
 from tierexport.formats import llama, torchao
-from tierexport.metrics import cosines
+from tierexport.metrics import Similarity, cosines
 from tierexport.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
 from tierexport.vectors.codecs import Codec
 from tierexport.verdicts import ProbeVerdict, Verdict, Verification
@@ -87,7 +87,8 @@ def verify(
         for device in devices
         for verdict in _verdicts(artifact, device, reference, texts, material, codec)
     ]
-    return Verification(f"fp32 {source.name}, sentence-transformers, cpu", tuple(verdicts), gates.judge(required, verdicts))
+    judged = gates.judge(required, verdicts)
+    return Verification(f"fp32 {source.name}, sentence-transformers, cpu", tuple(verdicts), judged, source.similarity)
 
 
 def _texts(material: Material) -> Texts:
@@ -119,12 +120,21 @@ class Reference:
         return self.source.max_tokens or self.model("cpu").max_seq_length or 512
 
     def encode(self, name: str, kind: str, texts: list[str]) -> Encoded:
-        """Vectors of texts of a kind, "query" or "passage", from the cache or made now; `name` is what is said of them."""
+        """Vectors of texts of a kind, "query" or "passage", from the cache or made now; `name` is what is said of them.
+
+        Raises SourceError where the model makes NaN or infinity of a text: nothing could be compared with that.
+        """
         self.step(f"fp32: {name}")
         prompt = self.prompts[kind]
-        return _kept(
+        found = _kept(
             [self.source.digest, prompt, texts], lambda folder: encode(self.model("cpu"), texts, prompt, VectorStore(folder))
         )
+        if len(bad := fidelity.not_finite(found)):
+            raise SourceError(
+                f"{self.source.name}: in fp32 the vectors of {len(bad)} of {len(texts)} texts hold NaN or infinity, of "
+                f"{texts[bad[0]][:60]!r} for one: no artifact can be compared with that"
+            )
+        return found
 
 
 def _kept(made_of: list[object], make: Callable[[Path], Encoded]) -> Encoded:
@@ -156,11 +166,12 @@ def _verdicts(
     except (ArtifactError, MachineError) as error:
         yield Verdict(artifact.format, device, "failed", str(error))
         return
-    verdict = _judge(artifact, device, expected, found, material, texts[SCREEN][1])
+    similarity = Similarity.of(reference.source)
+    verdict = _judge(artifact, device, expected, found, material, texts[SCREEN][1], similarity)
     yield replace(verdict, texts_per_second=speeds[0], reference_texts_per_second=speeds[1], probes=probed)
     if codec:
         stored = {name: _stored(vectors, codec, texts[name][0]) for name, vectors in found.items()}
-        verdict = _judge(artifact, device, expected, stored, material, texts[SCREEN][1])
+        verdict = _judge(artifact, device, expected, stored, material, texts[SCREEN][1], similarity)
         yield replace(verdict, vectors=codec.name, token_examples=())
 
 
@@ -212,7 +223,7 @@ def _speeds(artifact: Judged, device: str, reference: Reference, texts: Texts) -
 
 def _judge(
     artifact: Judged, device: str, expected: Mapping[str, Encoded], found: Mapping[str, Encoded], material: Material,
-    sentences: list[str],
+    sentences: list[str], similarity: Similarity,
 ) -> Verdict:  # fmt: skip
     reference, ours = expected[SCREEN], found[SCREEN]
     same = fidelity.same_tokens(reference, ours)
@@ -223,13 +234,13 @@ def _judge(
         tokens_equal=bool(same.all()),
         tokens_share=float(same.mean()),
         token_examples=fidelity.token_examples(sentences, reference, ours, same),
-        fidelity=fidelity.measure(reference, ours),
+        fidelity=fidelity.measure(reference, ours, None, similarity),
         cosines=tuple(float(each) for each in cosines(np.asarray(reference.vectors), np.asarray(ours.vectors))),
-        same_tokens=fidelity.measure(reference, ours, same) if not same.all() and same.sum() > 10 else None,
+        same_tokens=fidelity.measure(reference, ours, same, similarity) if not same.all() and same.sum() > 10 else None,
         retrieval=tuple(
-            retrieval.judge(each, *(_vectors_of(each, vectors) for vectors in (expected, found))) for each in material.sets
+            retrieval.judge(each, _vectors_of(each, expected), _vectors_of(each, found), similarity) for each in material.sets
         ),
-        sts=sts.judge(material.sts_name, [each[0] for each in material.sts], expected[STS], found[STS])
+        sts=sts.judge(material.sts_name, [each[0] for each in material.sts], expected[STS], found[STS], similarity)
         if material.sts
         else None,
     )
