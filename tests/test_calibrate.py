@@ -18,7 +18,8 @@ from tierexport.calibrate import floored, measure_importance
 from tierexport.datasets import calibration_texts, screen
 from tierexport.encode import open_model, token_ids
 from tierexport.errors import CalibrationError, DataError
-from tierexport.formats.imatrix import read_imatrix
+from tierexport.formats.gguf import GgufFormat
+from tierexport.formats.imatrix import check_fits, read_imatrix
 from tierexport.records import Source, Text
 
 
@@ -185,10 +186,16 @@ def _nan(tensors: dict[str, Any]) -> None:
     tensors[f"{QUERY}.in_sum2"] = np.full((1, 384), np.nan, np.float32)
 
 
+def test_entries_of_an_imatrix_that_the_model_does_not_need_are_left(three_tier: Built, minilm: Source, tmp_path: Path) -> None:
+    _rewrite(three_tier.folder / "imatrix.gguf", tmp_path / "more.gguf", _extra)
+    imatrix = read_imatrix(tmp_path / "more.gguf")
+    assert "blk.9.attn_q.weight" in imatrix.means
+    check_fits(imatrix, GgufFormat().tensors(minilm))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_extra, "has an entry for blk.9.attn_q.weight, which this model lacks"),
         (_wide, f"{QUERY} has 768 columns, but 384 in this model"),
         (_missing, f"has no entry for {QUERY}"),
         (_uncounted, f"has no {QUERY}.counts: the imatrix is incomplete"),

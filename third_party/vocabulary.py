@@ -6,6 +6,7 @@ their class suggests, whose vocabulary is their own, or which had tokens added. 
 of tokenizer alone, so that is what is looked at here: `model.type` in tokenizer.json.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -160,7 +161,7 @@ def _is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def _byte_level(model_class: type[Any]) -> type[Any]:
-    from conversion.bert import BertModel, DistilBertModel
+    from conversion.bert import BertModel, ModernBertModel, RobertaModel
 
     class ByteLevel(model_class):  # type: ignore[misc]  # the base is known at run time only
         model_arch = model_class.model_arch
@@ -172,7 +173,7 @@ def _byte_level(model_class: type[Any]) -> type[Any]:
                 return BYTE_LEVEL
 
         def set_vocab(self) -> None:
-            if model_class not in (BertModel, DistilBertModel):
+            if issubclass(model_class, RobertaModel | ModernBertModel) or self.model_arch.name != BertModel.model_arch.name:
                 super().set_vocab()
                 return
             self._set_vocab_gpt2()
@@ -184,11 +185,21 @@ def _byte_level(model_class: type[Any]) -> type[Any]:
 def with_ends(model_class: type[Any], tokenizer: Any) -> type[Any]:
     """A decoder class whose file says of the tokens at both ends of a text what the tokenizer really puts there.
 
-    The converter takes them from tokenizer_config.json, which tokenizers of transformers 5 don't follow.
+    The converter takes them from tokenizer_config.json, which tokenizers of transformers 5 don't follow. A byte-level
+    vocabulary of one's own is cut by GPT-2's pattern.
     """
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
 
     class WithEnds(model_class):  # type: ignore[misc]  # the base is known at run time only
         model_arch = model_class.model_arch
+
+        def get_vocab_base_pre(self, tokenizer: Any) -> str:
+            try:
+                return str(super().get_vocab_base_pre(tokenizer))
+            except NotImplementedError:
+                if _is_byte_level(document):
+                    return "gpt-2"
+                raise
 
         def set_vocab(self) -> None:
             super().set_vocab()

@@ -40,6 +40,7 @@ def render_card(manifest: Mapping[str, Any], found: Verification, document: str,
     body = _template().render(
         **{key: manifest[key] for key in ("model", "recipe", "artifacts", "tools")},
         vectors=manifest.get("vectors"),
+        conversion=manifest.get("conversion"),
         found=found,
         origin=f"`{origin}`" + (f" (licence {model['licence']})" if model["licence"] else ""),
         rounding=[line for artifact in artifacts for line in _rounding_lines(artifact)],

@@ -196,7 +196,8 @@ def write_torchao(
         parameters[name].data = torch.from_numpy(values)
     quantized: dict[str, list[str]] = {}
     for row in plan.rows:
-        module_name, _, parameter = row.tensor.name.rpartition(".")
+        tied = _others(transformer, row.tensor.name, parameters[row.tensor.name]) if row.tensor.name in parameters else []
+        module_name, _, name = row.tensor.name.rpartition(".")
         if row.type in configs:
             module = transformer.get_submodule(module_name)
             _quantize(module, row.type, configs[row.type], settings)
@@ -204,10 +205,17 @@ def write_torchao(
                 store(module.weight, rounded.codes[row.tensor.name])
             quantized.setdefault(row.type, []).append(module_name)
         elif row.type == "float16":
-            _to_half(transformer.get_submodule(module_name), parameter, row.tensor.name)
+            _to_half(transformer.get_submodule(module_name), name, row.tensor.name)
+        for holder, its_name in tied:
+            holder.register_parameter(its_name, None)  # stored once; whoever loads it ties it again
         step(row.tensor.parameters)
     if quantized:
         _declare(transformer, {_pattern(names): configs[native] for native, names in sorted(quantized.items())})
+    _save(model, settings, folder)
+
+
+def _save(model: Any, settings: TorchaoSettings, folder: Path) -> None:
+    """Write a quantized model, the same bytes each time. Raises MachineError when the disk is full."""
     try:
         model.save_pretrained(str(folder), create_model_card=False)
     except SafetensorError as error:
@@ -217,6 +225,14 @@ def write_torchao(
         if file.suffix == ".safetensors":
             _sort_metadata(file)
         file.chmod(0o755 if file.is_dir() else 0o644)
+
+
+def _holders(transformer: Any, parameter: Any) -> list[tuple[Any, str]]:
+    """Every module with the name under which it holds a parameter; one that several share is stored once."""
+    found = [
+        (module, name) for module in transformer.modules() for name, each in module._parameters.items() if each is parameter
+    ]
+    return found if parameter is not None and len(found) > 1 else []
 
 
 def write_entrance(folder: Path) -> None:
