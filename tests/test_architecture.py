@@ -11,9 +11,9 @@ PACKAGE = ROOT / "src" / "tierexport"
 
 LAYERS = [
     {"records", "verdicts", "errors"},
-    {"source", "artifact", "hub", "roles", "metrics", "workdir", "shipped", "archive", "libraries", "progress"}
+    {"source", "cardhead", "artifact", "hub", "roles", "metrics", "workdir", "shipped", "archive", "libraries", "progress"}
     | {"datasets", "beir", "textfiles"},
-    {"recipe", "plan", "encode"},
+    {"recipe", "plan", "encode", "sharing"},
     {"calibrate", "formats", "rounding", "vectors"},
     {"verify", "search", "inspection", "comparison", "loading"},
     {"card", "report", "doctor", "hubs"},

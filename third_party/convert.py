@@ -61,6 +61,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     import gguf
     import torch
 
+    gguf.Metadata.load_model_card = staticmethod(lambda *_: {})  # what it states is tierexport's to say, and may be anything
     folder = Path(request["model"])
     hparams = conversion.ModelBase.load_hparams(folder, False)
     model_class = conversion.get_model_class(conversion.get_model_architecture(hparams, conversion.ModelType.TEXT))

@@ -5,10 +5,12 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from tierexport.cardhead import head_fields, licence_of
 from tierexport.encode import prompt_for
 from tierexport.report.page import tier_map
 from tierexport.verdicts import Verdict, Verification
@@ -35,12 +37,11 @@ def render_card(manifest: Mapping[str, Any], found: Verification, document: str,
     place = place or Place()
     model, recipe, artifacts = manifest["model"], manifest["recipe"], manifest["artifacts"]
     paths = {artifact["format"]: artifact["path"] for artifact in artifacts}
-    origin = model["base_model"] or model["spec"]
     body = _template().render(
         **{key: manifest[key] for key in ("model", "recipe", "artifacts", "tools")},
         vectors=manifest.get("vectors"),
         found=found,
-        origin=f"`{origin}`" + (f" (licence {model['licence']})" if model["licence"] else ""),
+        origin=_origin(model),
         rounding=[line for artifact in artifacts for line in _rounding_lines(artifact)],
         maps=[tier_map(artifact) for artifact in artifacts],
         sentences=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
@@ -65,6 +66,15 @@ def _template() -> jinja2.Template:
     return markdown.from_string(text)
 
 
+def _origin(model: Mapping[str, Any]) -> str:
+    """The source by its name, its licence, and what its own card leaves unsaid."""
+    licence = licence_of(model)
+    stated = ", ".join(each for each in (str(licence), licence.name, licence.link) if each) if licence.identifiers else ""
+    named = str(model["base_model"] or (model["name"] if Path(model["spec"]).is_absolute() else model["spec"]))
+    told = [f"licence {stated}" if stated else "", model.get("note") or ""]
+    return f"`{named}`" + (f" ({'; '.join(each for each in told if each)})" if any(told) else "")
+
+
 # --- the head
 
 
@@ -79,8 +89,7 @@ def _metadata(manifest: Mapping[str, Any], found: Verification) -> str:
         base_model=model["base_model"],
         base_model_relation="quantized" if model["base_model"] else None,
         library_name="sentence-transformers" if stock else "llama.cpp" if "gguf" in formats else "tierexport",
-        license=model["licence"],
-        language=list(model["languages"]) or None,
+        **head_fields(licence_of(model), model["languages"], checked=bool(model["base_model"] and model["revision"])),
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "text-embeddings", "quantized", *formats, "tierexport"],
         model_name=f"{model['name']}-{manifest['recipe']['name']}",

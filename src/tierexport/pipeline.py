@@ -1,6 +1,5 @@
 """The order of the stages. Read this after `records.py`: it is the whole program on one page."""
 
-import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,12 +35,13 @@ from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
 from tierexport.formats.torchao import weight_bytes
 from tierexport.plan import make_plan
 from tierexport.progress import stage
-from tierexport.recipe import PATH_KEYS, read_recipe, settle_paths
+from tierexport.recipe import read_recipe
 from tierexport.records import Artifact, Floats, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, Text, VerifySettings
 from tierexport.report.page import render_page
 from tierexport.report.pictures import compare_picture, kind_of
 from tierexport.rounding.distill import STEPS, distill
 from tierexport.rounding.layerwise import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, Rounded, Target, round_layers
+from tierexport.sharing import Shared, relocated, reopened, share
 from tierexport.source import check_finite, modules, open_source
 from tierexport.vectoring import Encoder
 from tierexport.vectors.codecs import Codec
@@ -70,7 +70,7 @@ def plan(recipe_path: Path, overrides: Sequence[str] = ()) -> Plan:
     """What a build of this recipe would make. Raises InputError or MachineError."""
     recipe = read_recipe(recipe_path, overrides)
     with stage("Looking at the model"):
-        return make_plan(recipe, open_source(recipe.model, recipe.folder), formats_of(recipe))
+        return make_plan(recipe, open_source(recipe.model, recipe.folder, recipe.base_model), formats_of(recipe))
 
 
 def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] = ()) -> Build:
@@ -101,8 +101,9 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
                 torchao.write_entrance(artifact.path)
         judged = [Judged(artifact.format, artifact.path) for artifact in artifacts]
         verification = _verify(judged, source, material, recipe.verify.gates, DEVICES, codec)
-        write_whole(work / RECIPE, tomli_w.dumps(_portable(recipe)))
-        manifest = describe(made, artifacts, imatrix, codec, work)
+        shared = share(recipe, source, imatrix.path is not None)
+        write_whole(work / RECIPE, tomli_w.dumps(shared.document))
+        manifest = describe(made, artifacts, imatrix, codec, shared, work)
         manifest = _write_verification(work, manifest, verification, proven_files(work, manifest))
     return Build(out, manifest, verification)
 
@@ -145,11 +146,12 @@ def _verified_anew(
     stored = read_codec(target / CODEC)[0] if manifest.get("vectors") else None
     if stored and _told(stored) != manifest["vectors"]:
         raise ArtifactError(f"{target / CODEC} is another codec than the one that {target} was built with: build it again")
-    source = open_source(model) if model else open_source(str(manifest["model"]["spec"]), target.parent)
+    source = open_source(model) if model else reopened(manifest["model"], target.parent)
     if source.digest != manifest["model"]["digest"]:
         raise ArtifactError(f"{target} was made from another model than {source.spec}: their digests differ")
     known = read_recipe(target / RECIPE).verify
-    material = read_material(settings, Path()) if settings.data or settings.sts else _its_material(known, target)
+    others = settings.data or settings.sts
+    material = read_material(settings, Path()) if others else _its_material(known, manifest.get("texts") or (), target)
     verification = _verified(target, source, material, known.gates, devices, stored)
     if proven_files(target, manifest) != before:
         raise ArtifactError(f"{target} was changed while it was verified: verify it again")
@@ -160,10 +162,10 @@ def _verified_anew(
     return verification
 
 
-def _its_material(settings: VerifySettings, folder: Path) -> Material:
+def _its_material(settings: VerifySettings, texts: Sequence[Mapping[str, str]], folder: Path) -> Material:
     """What the recipe in a folder verifies on."""
     try:
-        return read_material(settings, folder)
+        return read_material(relocated(settings, texts), folder)
     except DataError as error:
         raise DataError(f"{error}; the recipe in {folder} names it, and --data or --sts name others in its place") from error
 
@@ -206,15 +208,6 @@ def _write_verification(
     write_whole(folder / PAGE, page)
     write_json(folder / MANIFEST, proven)
     return proven
-
-
-def _portable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as resolved: paths in it that were relative to its folder are made absolute."""
-    document = copy.deepcopy(dict(recipe.document))
-    settle_paths(document, PATH_KEYS, recipe.folder)
-    if recipe.vectors and recipe.vectors.codec:
-        document["vectors"] = {"codec": CODEC}  # which lies beside the recipe
-    return document
 
 
 def output_codec(made: Plan) -> Codec | None:
@@ -358,21 +351,27 @@ def _key(plan: FormatPlan, recipe: Recipe, source: Source, extra: Any) -> str:
     return stage_key(asdict(source) | {"path": ""}, recipe.name, recipe.rounding, rows, read, extra, tools())
 
 
-def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, codec: Codec | None, folder: Path) -> dict[str, Any]:
+def describe(
+    made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, codec: Codec | None, shared: Shared, folder: Path
+) -> dict[str, Any]:
     """The manifest: what was made of what, tensor by tensor, with the bytes that are on the disk."""
     source, recipe = made.source, made.recipe
     return {
         "model": {
-            "spec": source.spec,
+            "spec": source.shared_spec,
             "name": source.name,
             "base_model": source.base_model,
             "revision": source.revision,
             "digest": source.digest,
             "licence": source.licence,
+            "licences": list(source.terms.identifiers),
+            "licence_name": source.terms.name,
+            "licence_link": source.terms.link,
             "pooling": source.pooling,
             "max_tokens": source.max_tokens,
             "prompts": dict(source.prompts),
             "languages": list(source.languages),
+            "note": source.note,
             "modules": [module["type"].rpartition(".")[2] for module in modules(source.path)] or list(POOLED),
         },
         "recipe": {
@@ -383,6 +382,7 @@ def describe(made: Plan, artifacts: Sequence[Artifact], imatrix: Imatrix, codec:
             "calibration": {"dataset": imatrix.dataset, "texts": imatrix.chunks} if imatrix.path else None,
             "rounding_texts": texts_digest(_texts(recipe), recipe.calibration.texts) if any(map(_feeds_back, made)) else None,
         },
+        "texts": list(shared.texts),
         "vectors": codec and _told(codec),
         "tools": tools(),
         "artifacts": [_describe_artifact(artifact, folder) for artifact in artifacts],

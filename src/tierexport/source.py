@@ -16,9 +16,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from tierexport.cardhead import linked, read_head
 from tierexport.errors import MachineError, SourceError
 from tierexport.hub import HUB_ID, fetch, is_hub_id
-from tierexport.records import Source
+from tierexport.records import Licence, Source
 from tierexport.shipped import shipped
 from tierexport.workdir import file_digest, value_digest
 
@@ -113,8 +114,8 @@ def _read_description(path: Path) -> Description:
     return replace(known, source=str(beside.resolve())) if beside.is_dir() else known
 
 
-def open_source(model: str, folder: Path | None = None) -> Source:
-    """Find, fetch if need be, and check a model's files; no weight is read.
+def open_source(model: str, folder: Path | None = None, base_model: str | None = None) -> Source:
+    """Find, fetch if need be, and check a model's files; no weight is read. `base_model` is its place on a hub, where named.
 
     Raises SourceError when there is no such model or its files can't be used, MachineError when a
     hub can't be reached.
@@ -135,7 +136,10 @@ def open_source(model: str, folder: Path | None = None) -> Source:
             f"{model}: pooling is {pooling!r}, which has to be one of {', '.join(POOLINGS)}: "
             "describe the model in models/NAME.toml, with the pooling it was trained with"
         )
-    card = _card_metadata(path)
+    head = read_head(path / "README.md")
+    base_model = base_model or known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None)
+    licence = Licence((known.licence,)) if known.licence else head.licence
+    languages = tuple(known.languages) or head.languages
     told = known.pooling or known.max_tokens or known.prompts  # which the folder alone does not say
     extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
     source = Source(
@@ -149,9 +153,10 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         pooling=pooling,
         max_tokens=known.max_tokens or settings.max_tokens or _tokenizer_limit(path, config),
         prompts={**settings.prompts, **known.prompts},
-        licence=known.licence or _text(card.get("license")),
-        base_model=known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None),
-        languages=tuple(known.languages) or _texts(card.get("language")),
+        terms=linked(licence, base_model),
+        base_model=base_model,
+        languages=languages,
+        note=_note(head.problem, bool(licence.identifiers), bool(languages)),
     )
     if not source.layers:
         raise SourceError(f"{model}: config.json states no whole number of layers ({' or '.join(_LAYER_KEYS)})")
@@ -287,20 +292,13 @@ def _refuse_remote_code(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _card_metadata(path: Path) -> Mapping[str, Any]:
-    """What the head of a model's card states; nothing where there is none, or none that can be read."""
-    from huggingface_hub.repocard import metadata_load
-    from yaml import YAMLError
-
-    try:
-        found = metadata_load(path / "README.md")
-    except (OSError, ValueError, YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+def _note(problem: str | None, licence: bool, languages: bool) -> str | None:
+    """What a card whose head can't be read leaves unsaid."""
+    unsaid = [what for what, said in (("licence", licence), ("languages", languages)) if not said]
+    if not problem or not unsaid:
+        return None
+    are = "are" if "languages" in unsaid else "is"
+    return f"the head of the source's README.md can't be read ({problem}), so {' and '.join(unsaid)} {are} not stated"
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tierexport.artifact import CODEC, MANIFEST
+from tierexport.cardhead import head_fields
 from tierexport.datasets import calibration_texts, read_pairs, texts_in
 from tierexport.encode import open_model
 from tierexport.errors import MachineError, VectorError
@@ -229,16 +230,17 @@ def _is_trained(folder: Path) -> bool:
 
 def _origin(source: Source) -> dict[str, Any]:
     """What was trained, as `training.json` keeps it."""
-    return {key: getattr(source, key) for key in ("spec", "revision", "digest", "base_model", "licence")}
+    return {"spec": source.shared_spec} | {key: getattr(source, key) for key in ("revision", "digest", "base_model", "licence")}
 
 
 def _card(source: Source, level: str) -> str:
     """A model card that hands on the licence and the languages."""
     from huggingface_hub import ModelCardData
 
-    head = ModelCardData(license=source.licence, language=list(source.languages) or None, base_model=source.base_model)
+    checked = bool(source.base_model and source.revision)
+    head = ModelCardData(**head_fields(source.terms, source.languages, checked), base_model=source.base_model)
     text = f"{source.name}, trained for {level} vectors. {TRAINING} says how, and {CODEC} is their codec."
-    return f"---\n{head.to_yaml()}\n---\n\n{text}\n"
+    return f"---\n{head.to_yaml()}\n---\n\n{text}{f' ({source.note}.)' if source.note else ''}\n"
 
 
 def _device() -> str:
