@@ -17,7 +17,7 @@ LAYERS = [
     {"calibrate", "formats", "rounding", "vectors"},
     {"verify", "search", "inspection", "comparison", "loading"},
     {"card", "report", "doctor", "hubs"},
-    {"pipeline", "exploration", "publishing", "vectoring", "conditions"},
+    {"pipeline", "exploration", "publishing", "localpaths", "vectoring", "conditions"},
     {"cli", "cli_vectors", "terminal", "__main__"},
 ]
 """Lowest first. Within a layer modules may import each other."""
