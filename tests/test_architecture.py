@@ -11,7 +11,20 @@ PACKAGE = ROOT / "src" / "tierexport"
 
 LAYERS = [
     {"records", "verdicts", "errors"},
-    {"source", "cardhead", "artifact", "hub", "roles", "metrics", "workdir", "shipped", "archive", "libraries", "progress"}
+    {
+        "source",
+        "cardhead",
+        "artifact",
+        "hub",
+        "roles",
+        "metrics",
+        "workdir",
+        "codebase",
+        "shipped",
+        "archive",
+        "libraries",
+        "progress",
+    }
     | {"datasets", "beir", "textfiles"},
     {"recipe", "plan", "encode", "sharing"},
     {"calibrate", "formats", "rounding", "vectors"},

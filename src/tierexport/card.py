@@ -10,8 +10,8 @@ from typing import Any
 
 import jinja2
 
-from tierexport.cardhead import head_fields, licence_of
 from tierexport.encode import prompt_for
+from tierexport.report.head import head_fields, licence_of
 from tierexport.report.page import tier_map
 from tierexport.verdicts import Verdict, Verification
 
@@ -147,11 +147,13 @@ def _rounding_lines(artifact: Mapping[str, Any]) -> Iterator[str]:
 def _speed_lines(found: Verification) -> Iterator[str]:
     """Speeds, and in words whether an artifact is to be taken for its speed."""
     for verdict in found.verdicts:
-        if verdict.speed_ratio is not None:
+        if verdict.speed_ratio is not None and verdict.texts_per_second_ratio_ci:
+            low, high = verdict.texts_per_second_ratio_ci
+            judged = "the faster one" if low > 1 else "take it for its size, not for speed"
             yield (
                 f"{verdict.format} on {verdict.device}: {verdict.texts_per_second:.0f} texts/s, fp32 "
-                f"{verdict.reference_texts_per_second:.0f} in the same run ({verdict.speed_ratio:.2f} ×): "
-                f"{'the faster one' if verdict.speed_ratio > 1 else 'take it for its size, not for speed'}."
+                f"{verdict.reference_texts_per_second:.0f} in the same run ({verdict.speed_ratio:.2f} ×), 95 % interval "
+                f"{low:.2f} to {high:.2f}: {judged}."
             )
 
 

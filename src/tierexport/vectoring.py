@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tierexport.artifact import CODEC, MANIFEST
-from tierexport.cardhead import head_fields
 from tierexport.datasets import calibration_texts, read_pairs, texts_in
 from tierexport.encode import open_model
 from tierexport.errors import MachineError, VectorError
 from tierexport.metrics import normalized
 from tierexport.progress import stage
 from tierexport.records import Floats, Source, VectorSettings
+from tierexport.report.head import head_fields
 from tierexport.source import open_source
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.scaling import fit, widening
