@@ -1,6 +1,7 @@
 """The README.md of an artifact folder: what it is, what it costs, how to load it; and its head, which hubs read."""
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import jinja2
 
 from tierexport.encode import prompt_for
-from tierexport.report.head import head_fields, licence_of
+from tierexport.report.head import head_fields, licence_of, unstated
 from tierexport.report.page import tier_map
 from tierexport.verdicts import Verdict, Verification
 
@@ -71,7 +72,8 @@ def _origin(model: Mapping[str, Any]) -> str:
     licence = licence_of(model)
     stated = ", ".join(each for each in (str(licence), licence.name, licence.link) if each) if licence.identifiers else ""
     named = str(model["base_model"] or (model["name"] if Path(model["spec"]).is_absolute() else model["spec"]))
-    told = [f"licence {stated}" if stated else "", model.get("note") or ""]
+    unnamed = ", ".join(unstated(model["languages"]))
+    told = [f"licence {stated}" if stated else "", f"languages {unnamed}" if unnamed else "", model.get("note") or ""]
     return f"`{named}`" + (f" ({'; '.join(each for each in told if each)})" if any(told) else "")
 
 
@@ -83,7 +85,8 @@ def _metadata(manifest: Mapping[str, Any], found: Verification) -> str:
     from huggingface_hub import ModelCardData
 
     model, formats = manifest["model"], [artifact["format"] for artifact in manifest["artifacts"]]
-    results = [result for verdict in found.verdicts if verdict.status == "ok" for result in _results(verdict)]
+    ran = [verdict for verdict in found.verdicts if verdict.status == "ok"]
+    results = [result for verdict in ran for result in _results(verdict) if math.isfinite(result.metric_value)]
     stock = "torchao" in formats and manifest["recipe"]["torchao"]["layout"] == "portable"
     data = ModelCardData(
         base_model=model["base_model"],

@@ -31,7 +31,7 @@ from tierexport.encode import check_complete, open_model
 from tierexport.errors import ArtifactError, DataError
 from tierexport.formats import formats_of, gguf, torchao
 from tierexport.formats.gguf import converted, source_stages
-from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
+from tierexport.formats.imatrix import check_fits, portable_bytes, read_imatrix, write_imatrix
 from tierexport.formats.torchao import weight_bytes
 from tierexport.plan import make_plan
 from tierexport.progress import stage
@@ -92,7 +92,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         imatrix = importance(made)
         _drop_leftovers(work, made)
         if imatrix.path:
-            write_whole(work / IMATRIX, imatrix.path.read_bytes())
+            write_whole(work / IMATRIX, portable_bytes(imatrix.path))
         if codec:
             write_codec(work / CODEC, codec)
         artifacts = tuple(export(fmt, made, imatrix, work) for fmt in made.formats)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from tierexport.beir import split_off
 from tierexport.errors import RecipeError
+from tierexport.hub import REPOSITORY
 from tierexport.records import (
     FIDELITY_GATES,
     LEVELS,
@@ -256,7 +257,7 @@ def _name(value: Any) -> str:
 
 def _repository(value: Any) -> str:
     """The name of a hub's repository, as hubs allow it."""
-    if not re.fullmatch(r"(?!.*(?:--|\.\.))\w[\w.-]{0,95}/\w[\w.-]{0,95}", _text(value), re.ASCII):
+    if not REPOSITORY.fullmatch(_text(value)):
         raise ValueError
     return str(value)
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from tierexport.cardhead import linked, read_head
 from tierexport.errors import MachineError, SourceError
-from tierexport.hub import HUB_ID, fetch, is_hub_id
+from tierexport.hub import HUB_ID, REPOSITORY, fetch, is_hub_id
 from tierexport.records import Licence, Source
 from tierexport.shipped import shipped
 from tierexport.workdir import file_digest, value_digest
@@ -86,7 +86,8 @@ def _is_count(value: Any) -> bool:
 
 
 _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("source", "name", "revision", "base_model", "licence", "pooling"), ("a text", _is_text)),
+    **dict.fromkeys(("source", "name", "revision", "licence", "pooling"), ("a text", _is_text)),
+    "base_model": ("ORG/NAME of a hub", lambda value: _is_text(value) and bool(REPOSITORY.fullmatch(value))),
     "languages": ("a list of texts", lambda value: isinstance(value, list) and all(map(_is_text, value))),
     "prompts": ("a table of texts", lambda value: isinstance(value, dict) and all(map(_is_text, value.values()))),
     "max_tokens": ("a whole number above zero", _is_count),

@@ -63,6 +63,11 @@ def _codes(languages: Sequence[str]) -> Iterator[str]:
             yield found[1].lower()
 
 
+def unstated(languages: Sequence[str]) -> list[str]:
+    """The languages that a card's head can't state, for they are no codes."""
+    return [each for each in languages if not list(_codes([each]))]
+
+
 def licence_of(model: Mapping[str, Any]) -> Licence:
     """The licence that a manifest's `model` states; an older one has its text alone."""
     identifiers = model.get("licences") or ([model["licence"]] if model.get("licence") else [])
