@@ -139,7 +139,7 @@ def open_source(model: str, folder: Path | None = None, base_model: str | None =
         )
     head = read_head(path / "README.md")
     base_model = base_model or known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None)
-    licence = Licence((known.licence,)) if known.licence else head.licence
+    licence = Licence((known.licence,)) if known.licence and str(head.licence) != known.licence else head.licence
     languages = tuple(known.languages) or head.languages
     told = known.pooling or known.max_tokens or known.prompts  # which the folder alone does not say
     extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}

@@ -178,7 +178,7 @@ class Training:
     def _train(self, trainee: Head | Network, what: str, goal: Goal, schedule: Schedule) -> Trained:
         import torch
 
-        key = stage_key(self.encoder.source.digest, self._digest, what, asdict(goal), asdict(schedule))[:24]
+        key = stage_key(self.encoder.source.digest, self._digest, what, asdict(goal), asdict(schedule))
         state = cache_dir() / "training" / f"{key}.safetensors"
         if what != "head":
             self._large.append(state)

@@ -46,50 +46,53 @@ def side_by_side(
 ) -> Speed:
     """The speeds of `ours` and of `reference`, which take turns, so that other load on the machine falls on both.
 
-    They go on until the interval of the ratio is within WITHIN of it, and end without figures when SECONDS have passed, or
-    when so few are left that the spread seen so far could not be averaged out in them.
+    They go on until the interval of the ratio is within WITHIN of it, and end without figures before SECONDS have passed,
+    as soon as the rounds that are left could not average out the spread seen so far.
     """
     sample = spread(list(texts), TEXTS)
     began = clock()
     _turn(ours, reference, sample)
+    warm = clock()
     rounds: list[tuple[float, float]] = []
-    while True:
+    more = 1.0 if warm - began < SECONDS else math.inf
+    while warm - began + (clock() - warm) * (1 + more / max(len(rounds), 1)) < SECONDS:
         rounds.append(_turn(ours, reference, sample))
-        if len(rounds) < FEWEST_ROUNDS and clock() - began < SECONDS:
-            continue
         logs = np.log(rounds)
-        low, high = ratio_interval(logs[:, 0] - logs[:, 1])
-        ratio = float(np.exp((logs[:, 0] - logs[:, 1]).mean()))
-        if len(rounds) >= FEWEST_ROUNDS and high <= ratio * (1 + WITHIN) and low >= ratio * (1 - WITHIN):
+        ratios = logs[:, 0] - logs[:, 1]
+        if len(rounds) >= FEWEST_ROUNDS and _is_known(ratios):
             mean = np.exp(logs.mean(0))
-            return Speed(float(mean[0]), float(mean[1]), (low, high), len(rounds))
-        passed = clock() - began
-        if passed + passed / (len(rounds) + 1) * max(_missing(logs[:, 0] - logs[:, 1]), 1) > SECONDS:
-            return Speed(rounds=len(rounds), reason=_why_none(len(rounds), low / ratio, high / ratio))
+            return Speed(float(mean[0]), float(mean[1]), ratio_interval(ratios), len(rounds))
+        more = max(_missing(ratios), 1) if len(rounds) >= FEWEST_ROUNDS else FEWEST_ROUNDS - len(rounds)
+    return Speed(rounds=len(rounds), reason=_why_none(rounds))
+
+
+def _is_known(logs: Values) -> bool:
+    """Whether the interval of a ratio is within WITHIN of it."""
+    low, high = (end / math.exp(float(logs.mean())) for end in ratio_interval(logs))
+    return low >= 1 - WITHIN and high <= 1 + WITHIN
 
 
 def ratio_interval(logs: Values) -> tuple[float, float]:
-    """Student's 95 % interval of a ratio from its logarithms, float64 (rounds,)."""
-    if len(logs) < 2:
-        return 0.0, math.inf
+    """Student's 95 % interval of a ratio from its logarithms, float64 (rounds,), of which there have to be two."""
     half = float(stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
     mean = float(logs.mean())
     return math.exp(mean - half), math.exp(mean + half)
 
 
-def _why_none(rounds: int, low: float, high: float) -> str:
-    """What is said in place of figures; the interval's ends as multiples of the ratio."""
-    if rounds < FEWEST_ROUNDS:
-        return f"one round takes so long that {SECONDS:.0f} s are enough for {rounds}, and a ratio takes {FEWEST_ROUNDS}"
-    return (
-        f"after {rounds} rounds in turns the ratio has a 95 % interval of {low - 1:+.0%} to {high - 1:+.0%}: no quiet machine"
-    )
+def _why_none(rounds: Sequence[tuple[float, float]]) -> str:
+    """What is said in place of figures."""
+    if len(rounds) < FEWEST_ROUNDS:
+        return f"{SECONDS:.0f} s are not enough for the {FEWEST_ROUNDS} rounds in turns that a ratio takes"
+    logs = np.log(rounds)
+    low, high = ratio_interval(logs[:, 0] - logs[:, 1])
+    ratio = math.exp(float((logs[:, 0] - logs[:, 1]).mean()))
+    ends = f"{low / ratio - 1:+.0%} to {high / ratio - 1:+.0%}"
+    return f"the machine was not quiet: after {len(rounds)} rounds in turns the ratio's 95 % interval is {ends} around it"
 
 
 def _missing(logs: Values) -> float:
     """How many more rounds of this spread an interval within WITHIN takes, at least."""
-    deviation = float(logs.std(ddof=1)) if len(logs) > 1 else math.inf
-    return (1.96 * deviation / -math.log(1 - WITHIN)) ** 2 - len(logs)
+    return (1.96 * float(logs.std(ddof=1)) / -math.log(1 - WITHIN)) ** 2 - len(logs)
 
 
 def _turn(ours: Encode, reference: Encode, texts: Sequence[str]) -> tuple[float, float]:
