@@ -11,13 +11,27 @@ PACKAGE = ROOT / "src" / "tierexport"
 
 LAYERS = [
     {"records", "verdicts", "errors"},
-    {"source", "model_folder", "artifact", "hub", "roles", "metrics", "workdir", "shipped", "archive", "libraries", "progress"}
+    {
+        "source",
+        "model_folder",
+        "cardhead",
+        "artifact",
+        "hub",
+        "roles",
+        "metrics",
+        "workdir",
+        "codebase",
+        "shipped",
+        "archive",
+        "libraries",
+        "progress",
+    }
     | {"datasets", "beir", "judgements", "textfiles", "topk"},
-    {"recipe", "plan", "encode"},
+    {"recipe", "plan", "encode", "sharing"},
     {"calibrate", "formats", "rounding", "vectors"},
     {"verify", "search", "inspection", "comparison", "loading"},
     {"card", "report", "doctor", "hubs"},
-    {"pipeline", "exploration", "publishing", "vectoring", "conditions"},
+    {"pipeline", "exploration", "publishing", "localpaths", "vectoring", "conditions"},
     {"cli", "cli_vectors", "terminal", "__main__"},
 ]
 """Lowest first. Within a layer modules may import each other."""

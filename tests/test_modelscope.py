@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,15 @@ NEXT = {
 }
 
 
-def write_artifact(folder: Path, files: Mapping[str, bytes], licence: str | None = "mit") -> Path:
+def write_artifact(
+    folder: Path, files: Mapping[str, bytes], licence: str | None = "mit", formats: Sequence[str] = ("gguf", "torchao")
+) -> Path:
     """A folder of these files that says of itself that it was verified."""
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     paths = {"gguf": next(name for name in files if name.startswith("gguf/")), "torchao": "torchao"}
+    paths = {kind: paths[kind] for kind in formats}
     sizes = {"bytes": 1000, "nominal_bits": 8.0, "stored_bits": 8.5, "tensors": []}
     manifest: dict[str, Any] = {
         "model": {**MODEL, "licence": licence},
@@ -166,6 +169,23 @@ def test_the_next_release_takes_the_place_of_the_last_in_one_commit(hub: ModelSc
     assert held(hub) == local(folder) | {"notes.txt": b"mine"}  # what is none of ours stays
     assert releases(hub) == 2
     assert sorted(sent(hub)) == sorted(file_digest(folder / each) for each in ("gguf/tiny-2.gguf", "torchao/model.safetensors"))
+
+
+def test_a_release_without_torchao_leaves_nothing_that_opens_it(hub: ModelScopeHub, artifact: Path, tmp_path: Path) -> None:
+    entrance = json.dumps([{"path": "torchao", "type": "Transformer"}]).encode()
+    (artifact / "modules.json").write_bytes(entrance)
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    write_json(artifact / "manifest.json", manifest | {"files": proven_files(artifact, manifest)})
+    assert publish(hub, artifact).returncode == 0
+    kept = {"gguf/tiny.gguf", "recipe.toml", "report.html"}
+    folder = write_artifact(tmp_path / "next", {name: FILES[name] for name in kept}, formats=("gguf",))
+    hub.faults.append(Fault("GET", "/api/v1/models/*/repo", "status", times=50))
+    assert publish(hub, folder).returncode == 3
+    assert held(hub) == local(artifact)
+    hub.faults.clear()
+    done = publish(hub, folder)
+    assert done.returncode == 0, done.stderr
+    assert held(hub) == local(folder)
 
 
 def test_what_somebody_else_changed_is_put_right(hub: ModelScopeHub, artifact: Path) -> None:

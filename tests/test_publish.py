@@ -116,6 +116,104 @@ def test_the_next_release_takes_the_place_of_the_last(hub: WritableHub, tiny: Bu
     assert there["notes.txt"] == b"mine"  # what is none of ours stays
 
 
+@pytest.fixture(scope="module")
+def lesser(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Built:
+    """A GGUF of the same model alone, without an imatrix."""
+    folder = tmp_path_factory.mktemp("lesser")
+    options = ("--set", f"model={tiny_model}", "--set", 'formats=["gguf"]', "--set", "rounding=nearest")
+    return build("int8", folder / "out", *options)
+
+
+ENTRANCE = {"modules.json", "config_sentence_transformers.json"}
+
+
+def opened(hub: WritableHub) -> list[int]:
+    """What sentence-transformers makes of the repository by its name: the shape of a vector."""
+    code = (
+        "import json, sentence_transformers as s; "
+        f"print(json.dumps(s.SentenceTransformer({NAME!r}, device='cpu').encode(['x']).shape))"
+    )
+    found: list[int] = hub.python(code, HF_TOKEN=TOKEN)
+    return found
+
+
+def test_a_release_without_torchao_leaves_nothing_that_opens_it(hub: WritableHub, tiny: Built, lesser: Built) -> None:
+    assert publish(hub, tiny.folder).returncode == 0
+    assert set(held(hub)) >= ENTRANCE
+    assert opened(hub) == [1, 64]
+    hub.commit(NAME, {"notes.txt": b"mine", "imatrix.gguf": b"GGUF", "codec.safetensors": b"old"})
+    assert publish(hub, lesser.folder, "--dry-run").returncode == 0
+    done = publish(hub, lesser.folder, "--json")
+    assert done.returncode == 0, done.stderr
+    gone = {each["path"] for each in json.loads(done.stdout)["changes"] if each["what"] == "removed"}
+    assert ENTRANCE | {"torchao/modules.json", "codec.safetensors"} <= gone
+    there = held(hub)
+    assert set(there) == {*local(lesser.folder), "README.md", "notes.txt", "imatrix.gguf"}  # the last is none of a release's
+    assert publish(hub, tiny.folder).returncode == 0
+    assert opened(hub) == [1, 64]
+
+
+def test_an_imatrix_that_a_release_had_goes_with_it(hub: WritableHub, lesser: Built, tmp_path: Path) -> None:
+    assert publish(hub, lesser.folder).returncode == 0
+    manifest = json.loads(held(hub)["manifest.json"])
+    manifest["files"]["imatrix.gguf"] = "0" * 64
+    hub.commit(NAME, {"imatrix.gguf": b"GGUF", "manifest.json": json.dumps(manifest).encode()})
+    assert publish(hub, lesser.folder).returncode == 0
+    assert "imatrix.gguf" not in held(hub)
+
+
+def test_a_model_of_the_user_s_own_stays_and_opens(hub: WritableHub, tiny: Built, lesser: Built, tiny_model: Path) -> None:
+    """Its modules.json opens its own folders, whatever a manifest there says; its codec belongs to its weights."""
+    own = {path.relative_to(tiny_model).as_posix(): path.read_bytes() for path in tiny_model.rglob("*") if path.is_file()}
+    hub.create(NAME)
+    hub.commit(NAME, own | {"codec.safetensors": b"its codec"})
+    assert publish(hub, lesser.folder).returncode == 0
+    there = held(hub)
+    assert {name: there[name] for name in own} == own
+    assert there["codec.safetensors"] == b"its codec"
+    assert opened(hub) == [1, 64]
+    before = hub.head(NAME).oid
+    refused = publish(hub, tiny.folder)
+    assert refused.returncode == 2
+    assert "other-model: modules.json there opens a model of its own" in refused.stderr
+    assert hub.head(NAME).oid == before
+    assert publish(hub, tiny.folder, "--despite", "other-model").returncode == 0
+    unknown = publish(hub, tiny.folder, "--despite", "other-model")
+    assert unknown.returncode == 2
+    assert "nothing of that name" in unknown.stderr
+
+
+@pytest.mark.parametrize("modules", [b"[", b"{}", b"[1]", b'[{"path": 1}]', b'[{"path": "0_Transformer", "type": "x"}]'])
+def test_a_modules_json_that_is_not_ours_is_not_touched(hub: WritableHub, lesser: Built, modules: bytes) -> None:
+    hub.create(NAME)
+    hub.commit(NAME, {"modules.json": modules, "config_sentence_transformers.json": b"{}", "manifest.json": b"[]"})
+    assert publish(hub, lesser.folder).returncode == 0
+    assert (held(hub)["modules.json"], held(hub)["config_sentence_transformers.json"]) == (modules, b"{}")
+
+
+@pytest.mark.parametrize("kind", ["status", "drop"])
+def test_what_is_there_can_not_be_read_so_nothing_is_changed(hub: WritableHub, tiny: Built, lesser: Built, kind: Kind) -> None:
+    assert publish(hub, tiny.folder).returncode == 0
+    before = hub.head(NAME).oid
+    hub.faults.append(Fault("GET", "*/resolve/*", kind, times=50))
+    hub.faults.append(Fault("HEAD", "*/resolve/*", kind, times=50))
+    done = publish(hub, lesser.folder)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert NAME in done.stderr
+    assert hub.head(NAME).oid == before
+    hub.faults.clear()
+    assert publish(hub, lesser.folder).returncode == 0
+    assert not ENTRANCE & set(held(hub))
+
+
+def test_a_folder_as_a_hub_always_opens_too(tiny: Built, lesser: Built, tmp_path: Path) -> None:
+    options = ("--to", f"dir:{tmp_path / 'out'}", "--despite", "local-paths")
+    assert run("publish", tiny.folder, *options).exit_code == 0
+    assert run("publish", lesser.folder, *options).exit_code == 0
+    there = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert there == {*local(lesser.folder), "README.md"}
+
+
 def test_a_branch_of_its_own(hub: WritableHub, tiny: Built) -> None:
     hub.create(NAME)
     before = hub.head(NAME).oid

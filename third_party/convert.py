@@ -163,6 +163,7 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     import gguf
     import torch
 
+    gguf.Metadata.load_model_card = staticmethod(lambda *_: {})  # what it states is tierexport's to say, and may be anything
     made_of: dict[str, list[str]] = {}
     with torch.inference_mode(), tempfile.TemporaryDirectory() as scratch:
         folder, model_class = mended(request, Path(scratch))

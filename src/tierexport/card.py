@@ -1,16 +1,19 @@
 """The README.md of an artifact folder: what it is, what it costs, how to load it; and its head, which hubs read."""
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from tierexport.encode import prompt_for
 from tierexport.metrics import SIMILARITIES
+from tierexport.report.head import head_fields, licence_of, unstated
 from tierexport.report.page import tier_map
 from tierexport.verdicts import Verdict, Verification
 
@@ -36,13 +39,12 @@ def render_card(manifest: Mapping[str, Any], found: Verification, document: str,
     place = place or Place()
     model, recipe, artifacts = manifest["model"], manifest["recipe"], manifest["artifacts"]
     paths = {artifact["format"]: artifact["path"] for artifact in artifacts}
-    origin = model["base_model"] or model["spec"]
     body = _template().render(
         **{key: manifest[key] for key in ("model", "recipe", "artifacts", "tools")},
         vectors=manifest.get("vectors"),
         conversion=manifest.get("conversion"),
         found=found,
-        origin=f"`{origin}`" + (f" (licence {model['licence']})" if model["licence"] else ""),
+        origin=_origin(model),
         rounding=[line for artifact in artifacts for line in _rounding_lines(artifact)],
         maps=[tier_map(artifact) for artifact in artifacts],
         sentences=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
@@ -68,6 +70,16 @@ def _template() -> jinja2.Template:
     return markdown.from_string(text)
 
 
+def _origin(model: Mapping[str, Any]) -> str:
+    """The source by its name, its licence, and what its own card leaves unsaid."""
+    licence = licence_of(model)
+    stated = ", ".join(each for each in (str(licence), licence.name, licence.link) if each) if licence.identifiers else ""
+    named = str(model["base_model"] or (model["name"] if Path(model["spec"]).is_absolute() else model["spec"]))
+    unnamed = ", ".join(unstated(model["languages"]))
+    told = [f"licence {stated}" if stated else "", f"languages {unnamed}" if unnamed else "", model.get("note") or ""]
+    return f"`{named}`" + (f" ({'; '.join(each for each in told if each)})" if any(told) else "")
+
+
 # --- the head
 
 
@@ -76,14 +88,16 @@ def _metadata(manifest: Mapping[str, Any], found: Verification) -> str:
     from huggingface_hub import ModelCardData
 
     model, formats = manifest["model"], [artifact["format"] for artifact in manifest["artifacts"]]
-    results = [result for verdict in found.verdicts if verdict.status == "ok" for result in _results(verdict, found.similarity)]
+    ran = [verdict for verdict in found.verdicts if verdict.status == "ok"]
+    results = [
+        result for verdict in ran for result in _results(verdict, found.similarity) if math.isfinite(result.metric_value)
+    ]
     stock = "torchao" in formats and manifest["recipe"]["torchao"]["layout"] == "portable"
     data = ModelCardData(
         base_model=model["base_model"],
         base_model_relation="quantized" if model["base_model"] else None,
         library_name="sentence-transformers" if stock else "llama.cpp" if "gguf" in formats else "tierexport",
-        license=model["licence"],
-        language=list(model["languages"]) or None,
+        **head_fields(licence_of(model), model["languages"], checked=bool(model["base_model"] and model["revision"])),
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "text-embeddings", "quantized", *formats, "tierexport"],
         model_name=f"{model['name']}-{manifest['recipe']['name']}",
@@ -142,11 +156,13 @@ def _rounding_lines(artifact: Mapping[str, Any]) -> Iterator[str]:
 def _speed_lines(found: Verification) -> Iterator[str]:
     """Speeds, and in words whether an artifact is to be taken for its speed."""
     for verdict in found.verdicts:
-        if verdict.speed_ratio is not None:
+        if verdict.speed_ratio is not None and verdict.texts_per_second_ratio_ci:
+            low, high = verdict.texts_per_second_ratio_ci
+            judged = "the faster one" if low > 1 else "take it for its size, not for speed"
             yield (
                 f"{verdict.format} on {verdict.device}: {verdict.texts_per_second:.0f} texts/s, fp32 "
-                f"{verdict.reference_texts_per_second:.0f} in the same run ({verdict.speed_ratio:.2f} ×): "
-                f"{'the faster one' if verdict.speed_ratio > 1 else 'take it for its size, not for speed'}."
+                f"{verdict.reference_texts_per_second:.0f} in the same run ({verdict.speed_ratio:.2f} ×), 95 % interval "
+                f"{low:.2f} to {high:.2f}: {judged}."
             )
 
 

@@ -69,6 +69,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from tierexport.report import tables
 
     made = pipeline.plan(recipe, overrides)
+    _say(made.source.note)
     if as_json:
         formats = [fmt.as_json() for fmt in made.formats]
         print_json({"model": made.source.name, "recipe": made.recipe.name, "formats": formats})
@@ -98,6 +99,7 @@ def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], despite: t
     from tierexport.report import tables
 
     made = pipeline.build(recipe, out, overrides, despite)
+    _say(made.manifest["model"]["note"])
     if as_json:
         print_json({"out": str(made.out), "manifest": made.manifest, **made.verification.as_json()})
     else:
@@ -131,6 +133,12 @@ def verify(
     else:
         print_parts(*tables.verification_tables(found))
     _exit_with(found)
+
+
+def _say(note: str | None) -> None:
+    """What has to be known of the source, on stderr."""
+    if note:
+        click.echo(f"tierexport: {note}", err=True)
 
 
 def _exit_with(found: Any) -> None:

@@ -34,7 +34,7 @@ class Compared:
     loss_ci: Interval
     top10_retention: float
     top10_ci: Interval
-    speed_ratio: float
+    speed_ratio: float | None
     retrieval: dict[str, Retrieved]
 
 
@@ -62,7 +62,7 @@ def compare(folders: Sequence[Path]) -> tuple[Compared, ...]:
 
 
 def _compared(name: str, artifact: dict[str, Any], verdict: Verdict) -> Compared:
-    if verdict.fidelity is None or verdict.speed_ratio is None:
+    if verdict.fidelity is None:
         raise ArtifactError(f"{name}: its verification lacks figures: verify it again")
     low, high = verdict.fidelity.cos_mean_ci
     return Compared(

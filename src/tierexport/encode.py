@@ -16,6 +16,7 @@ from tierexport.errors import SourceError
 from tierexport.libraries import import_sentence_transformers
 from tierexport.model_folder import modules, transformer_folder
 from tierexport.records import Encoded, Floats, Source
+from tierexport.topk import blocks
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -177,3 +178,9 @@ def open_encoded(folder: Path) -> Encoded:
 
 def _mapped(path: Path, dtype: "np.dtype[Any]") -> "npt.NDArray[Any]":
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+
+
+def not_finite(found: Encoded) -> npt.NDArray[np.int64]:
+    """Rows of vectors that hold NaN or infinity; read in chunks, for the vectors may be a memory map."""
+    chunks = [~np.isfinite(found.vectors[rows]).all(1) for rows in blocks(len(found.vectors), BLOCK_TEXTS)]
+    return np.flatnonzero(np.concatenate(chunks)) if chunks else np.zeros(0, np.int64)

@@ -11,6 +11,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 """`ORG/NAME[@REVISION]`."""
 
 
+REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+"""`ORG/NAME` as hubs allow it; a card that names another `base_model` is refused."""
+
+
 def is_hub_id(name: str) -> bool:
     """Whether a name that is no folder can be a repository of a hub."""
     return HUB_ID.fullmatch(name) is not None and not name.startswith((".", "/"))

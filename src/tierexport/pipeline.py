@@ -1,6 +1,5 @@
 """The order of the stages. Read this after `records.py`: it is the whole program on one page."""
 
-import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,17 +31,18 @@ from tierexport.encode import check_complete, open_model
 from tierexport.errors import ArtifactError, DataError
 from tierexport.formats import formats_of, gguf, torchao
 from tierexport.formats.gguf import converted, source_stages
-from tierexport.formats.imatrix import check_fits, read_imatrix, write_imatrix
+from tierexport.formats.imatrix import check_fits, portable_bytes, read_imatrix, write_imatrix
 from tierexport.formats.torchao import weight_bytes
 from tierexport.model_folder import modules
 from tierexport.plan import make_plan
 from tierexport.progress import note, stage
-from tierexport.recipe import PATH_KEYS, read_recipe, settle_paths
+from tierexport.recipe import read_recipe
 from tierexport.records import Artifact, Floats, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, Text, VerifySettings
 from tierexport.report.page import render_page
 from tierexport.report.pictures import compare_picture, kind_of
 from tierexport.rounding.distill import STEPS, distill
 from tierexport.rounding.layerwise import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, Rounded, Target, round_layers
+from tierexport.sharing import Shared, relocated, reopened, share
 from tierexport.source import check_finite, open_source
 from tierexport.vectoring import Encoder
 from tierexport.vectors.codecs import Codec
@@ -72,7 +72,7 @@ def plan(recipe_path: Path, overrides: Sequence[str] = ()) -> Plan:
     """What a build of this recipe would make. Raises InputError or MachineError."""
     recipe = read_recipe(recipe_path, overrides)
     with stage("Looking at the model"):
-        source = open_source(recipe.model, recipe.folder)
+        source = open_source(recipe.model, recipe.folder, recipe.base_model)
         made = make_plan(recipe, source, formats_of(recipe))
     for remark in source.remarks:
         note(f"{source.name}: {remark}")
@@ -100,7 +100,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
         imatrix = importance(made)
         _drop_leftovers(work, made)
         if imatrix.path:
-            write_whole(work / IMATRIX, imatrix.path.read_bytes())
+            write_whole(work / IMATRIX, portable_bytes(imatrix.path))
         if codec:
             write_codec(work / CODEC, codec)
         artifacts = tuple(export(fmt, made, imatrix, work) for fmt in made.formats)
@@ -109,8 +109,9 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
                 torchao.write_entrance(artifact.path)
         judged = [Judged(artifact.format, artifact.path) for artifact in artifacts]
         verification = _verify(judged, source, material, recipe.verify.gates, DEVICES, codec)
-        write_whole(work / RECIPE, tomli_w.dumps(_portable(recipe)))
-        manifest = describe(made, artifacts, imatrix, codec, conversion, work)
+        shared = share(recipe, source, imatrix.path is not None)
+        write_whole(work / RECIPE, tomli_w.dumps(shared.document))
+        manifest = describe(made, artifacts, imatrix, codec, conversion, shared, work)
         manifest = _write_verification(work, manifest, verification, proven_files(work, manifest))
     return Build(out, manifest, verification)
 
@@ -164,11 +165,12 @@ def _verified_anew(
     stored = read_codec(target / CODEC)[0] if manifest.get("vectors") else None
     if stored and _told(stored) != {"similarity": "cosine", **manifest["vectors"]}:
         raise ArtifactError(f"{target / CODEC} is another codec than the one that {target} was built with: build it again")
-    source = open_source(model) if model else open_source(str(manifest["model"]["spec"]), target.parent)
+    source = open_source(model) if model else reopened(manifest["model"], target.parent)
     if source.digest != manifest["model"]["digest"]:
         raise ArtifactError(f"{target} was made from another model than {source.spec}: their digests differ")
     known = read_recipe(target / RECIPE).verify
-    material = read_material(settings, Path()) if settings.data or settings.sts else _its_material(known, target)
+    others = settings.data or settings.sts
+    material = read_material(settings, Path()) if others else _its_material(known, manifest.get("texts") or (), target)
     verification = _verified(target, source, material, known.gates, devices, stored)
     if proven_files(target, manifest) != before:
         raise ArtifactError(f"{target} was changed while it was verified: verify it again")
@@ -179,10 +181,10 @@ def _verified_anew(
     return verification
 
 
-def _its_material(settings: VerifySettings, folder: Path) -> Material:
+def _its_material(settings: VerifySettings, texts: Sequence[Mapping[str, str]], folder: Path) -> Material:
     """What the recipe in a folder verifies on."""
     try:
-        return read_material(settings, folder)
+        return read_material(relocated(settings, texts), folder)
     except DataError as error:
         raise DataError(f"{error}; the recipe in {folder} names it, and --data or --sts name others in its place") from error
 
@@ -225,15 +227,6 @@ def _write_verification(
     write_whole(folder / PAGE, page)
     write_json(folder / MANIFEST, proven)
     return proven
-
-
-def _portable(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as resolved: paths in it that were relative to its folder are made absolute."""
-    document = copy.deepcopy(dict(recipe.document))
-    settle_paths(document, PATH_KEYS, recipe.folder)
-    if recipe.vectors and recipe.vectors.codec:
-        document["vectors"] = {"codec": CODEC}  # which lies beside the recipe
-    return document
 
 
 def output_codec(made: Plan) -> Codec | None:
@@ -383,23 +376,28 @@ def describe(
     imatrix: Imatrix,
     codec: Codec | None,
     conversion: Conversion | None,
+    shared: Shared,
     folder: Path,
 ) -> dict[str, Any]:
     """The manifest: what was made of what, tensor by tensor, with the bytes that are on the disk."""
     source, recipe = made.source, made.recipe
     return {
         "model": {
-            "spec": source.spec,
+            "spec": source.shared_spec,
             "name": source.name,
             "base_model": source.base_model,
             "revision": source.revision,
             "digest": source.digest,
             "licence": source.licence,
+            "licences": list(source.terms.identifiers),
+            "licence_name": source.terms.name,
+            "licence_link": source.terms.link,
             "pooling": source.pooling,
             "max_tokens": source.max_tokens,
             "prompts": dict(source.prompts),
             "languages": list(source.languages),
             "similarity": source.similarity,
+            "note": source.note,
             "modules": [module["type"].rpartition(".")[2] for module in modules(source.path)] or list(POOLED),
         },
         "recipe": {
@@ -411,6 +409,7 @@ def describe(
             "rounding_texts": texts_digest(_texts(recipe), recipe.calibration.texts) if any(map(_feeds_back, made)) else None,
         },
         "conversion": conversion and conversion.as_json(),
+        "texts": list(shared.texts),
         "vectors": codec and _told(codec),
         "tools": tools(),
         "artifacts": [_describe_artifact(artifact, folder) for artifact in artifacts],

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from tierexport.beir import split_off
 from tierexport.errors import RecipeError
+from tierexport.hub import REPOSITORY
 from tierexport.records import (
     FIDELITY_GATES,
     LEVELS,
@@ -58,6 +59,10 @@ KEYS: Mapping[str, Key] = {
     "name": Key("letters, digits, . _ - only, at most 100, for it names files", REQUIRED, "the recipe's name"),
     "description": Key("a text", "empty", "one line, for the model card"),
     "model": Key("a folder, ORG/NAME[@REVISION], pypi:PACKAGE or a name in models/", REQUIRED, "the fp32 model"),
+    "base_model": Key(
+        "ORG/NAME of a hub", "known for a model of a hub",
+        "where the model is published, for one in a local folder: artifacts then name that and no path of this machine",
+    ),
     "formats": Key(f"a list of {' and '.join(FORMATS)}", "both", "what is built"),
     "rounding": Key(", ".join(ROUNDINGS), ROUNDINGS[0], "how weights are rounded to their types ([below](#rounding))"),
     "tiers": Key("a table of tiers", REQUIRED, ""),
@@ -250,6 +255,13 @@ def _name(value: Any) -> str:
     return str(value)
 
 
+def _repository(value: Any) -> str:
+    """The name of a hub's repository, as hubs allow it."""
+    if not REPOSITORY.fullmatch(_text(value)):
+        raise ValueError
+    return str(value)
+
+
 def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError
@@ -312,6 +324,7 @@ def parse_recipe(document: Mapping[str, Any], folder: Path) -> Recipe:
         name=table.take("name", _name),
         description=table.get("description", _text, ""),
         model=table.take("model", _text),
+        base_model=table.get("base_model", _repository, None),
         tiers=tiers,
         rules=tuple(_rule(value, f"rules.{number}", tiers) for number, value in enumerate(rules)),
         formats=table.get("formats", _formats, FORMATS),

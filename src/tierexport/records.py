@@ -20,13 +20,27 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Licence:
+    """What a source may be used under, as its card or description states it: identifiers, and the name and link of one
+    that has no identifier.
+    """
+
+    identifiers: tuple[str, ...] = ()
+    name: str | None = None
+    link: str | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(self.identifiers) or self.name or ""
+
+
+@dataclass(frozen=True)
 class Source:
     """A model whose files lie in a local folder, checked but not yet read.
 
     `digest` covers every file that can change a vector, and what the model description adds. `pooling` is a mode of
     sentence-transformers, or several ("cls and mean"). `similarity` is by what its vectors are compared, by
     sentence-transformers' name; `normalizes`: whether it puts out vectors of unit length. `remarks`: what its user should
-    know of how it was read.
+    know of how it was read; `note`: what users have to be told of its card.
     """
 
     spec: str
@@ -39,12 +53,23 @@ class Source:
     pooling: str
     max_tokens: int | None
     prompts: Mapping[str, str]
-    licence: str | None
+    terms: Licence
     base_model: str | None
     languages: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     similarity: str = "cosine"
     normalizes: bool = True
+    note: str | None = None
+
+    @property
+    def licence(self) -> str | None:
+        """The licence in one text."""
+        return str(self.terms) or None
+
+    @property
+    def shared_spec(self) -> str:
+        """What others can name it by: for a folder of this machine, its place on a hub, where that is known."""
+        return self.base_model if self.base_model and self.revision is None else self.spec
 
 
 @dataclass(frozen=True)
@@ -189,6 +214,7 @@ class Recipe:
     name: str
     description: str
     model: str
+    base_model: str | None
     tiers: Mapping[str, Tier]
     rules: tuple[Rule, ...]
     formats: tuple[str, ...]

@@ -15,8 +15,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from tierexport.cardhead import linked, read_head
 from tierexport.errors import MachineError, SourceError
-from tierexport.hub import HUB_ID, fetch, is_hub_id
+from tierexport.hub import HUB_ID, REPOSITORY, fetch, is_hub_id
 from tierexport.model_folder import (
     SentenceSettings,
     is_count,
@@ -30,7 +31,7 @@ from tierexport.model_folder import (
     transformer_folder,
     usable_positions,
 )
-from tierexport.records import Source
+from tierexport.records import Licence, Source
 from tierexport.shipped import shipped
 from tierexport.workdir import file_digest, value_digest
 
@@ -89,7 +90,8 @@ def describe(model: str, folder: Path) -> Description:
 
 
 _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("source", "name", "revision", "base_model", "licence", "pooling"), ("a text", is_text)),
+    **dict.fromkeys(("source", "name", "revision", "licence", "pooling"), ("a text", is_text)),
+    "base_model": ("ORG/NAME of a hub", lambda value: is_text(value) and bool(REPOSITORY.fullmatch(value))),
     "languages": ("a list of texts", lambda value: isinstance(value, list) and all(map(is_text, value))),
     "prompts": ("a table of texts", lambda value: isinstance(value, dict) and all(map(is_text, value.values()))),
     "max_tokens": ("a whole number above zero", is_count),
@@ -117,8 +119,8 @@ def _read_description(path: Path) -> Description:
     return replace(known, source=str(beside.resolve())) if beside.is_dir() else known
 
 
-def open_source(model: str, folder: Path | None = None) -> Source:
-    """Find, fetch if need be, and check a model's files; no weight is read.
+def open_source(model: str, folder: Path | None = None, base_model: str | None = None) -> Source:
+    """Find, fetch if need be, and check a model's files; no weight is read. `base_model` is its place on a hub, where named.
 
     Raises SourceError when there is no such model or its files can't be used, MachineError when a
     hub can't be reached.
@@ -140,7 +142,10 @@ def open_source(model: str, folder: Path | None = None) -> Source:
             "describe the model in models/NAME.toml, with the pooling it was trained with"
         )
     max_tokens, cut = _cut(known.max_tokens or settings.max_tokens or tokenizer_limit(inner, config), config)
-    card = _card_metadata(path)
+    head = read_head(path / "README.md")
+    base_model = base_model or known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None)
+    licence = Licence((known.licence,)) if known.licence and str(head.licence) != known.licence else head.licence
+    languages = tuple(known.languages) or head.languages
     told = known.pooling or known.max_tokens or known.prompts  # which the folder alone does not say
     extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
     source = Source(
@@ -154,9 +159,10 @@ def open_source(model: str, folder: Path | None = None) -> Source:
         pooling=pooling,
         max_tokens=max_tokens,
         prompts={**settings.prompts, **known.prompts},
-        licence=known.licence or _text(card.get("license")),
-        base_model=known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None),
-        languages=tuple(known.languages) or _texts(card.get("language")),
+        terms=linked(licence, base_model),
+        base_model=base_model,
+        languages=languages,
+        note=_note(head.problem, bool(licence.identifiers), bool(languages)),
         remarks=tuple(_remarks(known, settings, cut)),
         similarity=similarity_of(path),
         normalizes=normalizes(path),
@@ -251,20 +257,13 @@ def _refuse_remote_code(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _card_metadata(path: Path) -> Mapping[str, Any]:
-    """What the head of a model's card states; nothing where there is none, or none that can be read."""
-    from huggingface_hub.repocard import metadata_load
-    from yaml import YAMLError
-
-    try:
-        found = metadata_load(path / "README.md")
-    except (OSError, ValueError, YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+def _note(problem: str | None, licence: bool, languages: bool) -> str | None:
+    """What a card whose head can't be read leaves unsaid."""
+    unsaid = [what for what, said in (("licence", licence), ("languages", languages)) if not said]
+    if not problem or not unsaid:
+        return None
+    are = "are" if "languages" in unsaid else "is"
+    return f"the head of the source's README.md can't be read ({problem}), so {' and '.join(unsaid)} {are} not stated"
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from tierexport.errors import MachineError, VectorError
 from tierexport.metrics import Similarity, normalized
 from tierexport.progress import stage
 from tierexport.records import Floats, Source, VectorSettings
+from tierexport.report.head import head_fields
 from tierexport.source import open_source
 from tierexport.vectors.codecs import COMPARED, Codec
 from tierexport.vectors.scaling import fit, widening
@@ -193,7 +194,7 @@ class Training:
     def _train(self, trainee: Head | Network, what: str, goal: Goal, schedule: Schedule) -> Trained:
         import torch
 
-        key = stage_key(self.encoder.source.digest, self._digest, what, asdict(goal), asdict(schedule))[:24]
+        key = stage_key(self.encoder.source.digest, self._digest, what, asdict(goal), asdict(schedule))
         state = cache_dir() / "training" / f"{key}.safetensors"
         if what != "head":
             self._large.append(state)
@@ -245,16 +246,17 @@ def _is_trained(folder: Path) -> bool:
 
 def _origin(source: Source) -> dict[str, Any]:
     """What was trained, as `training.json` keeps it."""
-    return {key: getattr(source, key) for key in ("spec", "revision", "digest", "base_model", "licence")}
+    return {"spec": source.shared_spec} | {key: getattr(source, key) for key in ("revision", "digest", "base_model", "licence")}
 
 
 def _card(source: Source, level: str) -> str:
     """A model card that hands on the licence and the languages."""
     from huggingface_hub import ModelCardData
 
-    head = ModelCardData(license=source.licence, language=list(source.languages) or None, base_model=source.base_model)
+    checked = bool(source.base_model and source.revision)
+    head = ModelCardData(**head_fields(source.terms, source.languages, checked), base_model=source.base_model)
     text = f"{source.name}, trained for {level} vectors. {TRAINING} says how, and {CODEC} is their codec."
-    return f"---\n{head.to_yaml()}\n---\n\n{text}\n"
+    return f"---\n{head.to_yaml()}\n---\n\n{text}{f' ({source.note}.)' if source.note else ''}\n"
 
 
 def _device() -> str:

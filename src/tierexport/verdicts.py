@@ -134,9 +134,10 @@ class Verdict:
     `tokens_equal` is whether every text of the screen has the reference's token ids,
     `tokens_share` the share that has; where they differ, `token_examples` shows some, and
     `same_tokens` is the fidelity on the texts that have them. The speeds are of the artifact and of
-    fp32 on the same device, texts per second, taken in turns in one run. `vectors` is None where
-    vectors were judged as they came, or the name of the codec that they were stored by before. `probes`: of a GGUF, what
-    became of texts of the kinds on which conversions go wrong.
+    fp32 on the same device, texts per second, taken in turns in one run, with the 95 % interval of their
+    ratio; where the machine was not quiet enough there are none, and `texts_per_second_reason` says so.
+    `vectors` is None where vectors were judged as they came, or the name of the codec that they were stored by before.
+    `probes`: of a GGUF, what became of texts of the kinds on which conversions go wrong.
     """
 
     format: str
@@ -151,6 +152,8 @@ class Verdict:
     same_tokens: Fidelity | None = None
     texts_per_second: float | None = None
     reference_texts_per_second: float | None = None
+    texts_per_second_ratio_ci: tuple[float, float] | None = None
+    texts_per_second_reason: str | None = None
     retrieval: tuple[RetrievalVerdict, ...] = ()
     sts: StsVerdict | None = None
     vectors: str | None = None
@@ -175,7 +178,7 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """As `verify.json` has it: the fidelity's figures beside the verdict's own."""
-        whole = asdict(self)
+        whole = asdict(self) | {"texts_per_second_ratio": self.speed_ratio}
         figures = whole.pop("fidelity") or {each.name: None for each in fields(Fidelity)}
         return {**whole, **figures}
 
@@ -183,10 +186,11 @@ class Verdict:
     def from_json(found: Mapping[str, Any]) -> "Verdict":
         """What `as_json` was made of. Raises KeyError or TypeError for anything else."""
         figures = {each.name: found[each.name] for each in fields(Fidelity)}
-        whole = {name: value for name, value in found.items() if name not in figures}
+        whole = {name: value for name, value in found.items() if name not in (*figures, "texts_per_second_ratio")}
         return Verdict(
             **{
                 **whole,
+                **_speeds(found),
                 "fidelity": None if figures["texts"] is None else _fidelity(figures),
                 "same_tokens": found["same_tokens"] and _fidelity(found["same_tokens"]),
                 "token_examples": tuple(found["token_examples"]),
@@ -196,6 +200,14 @@ class Verdict:
                 "probes": tuple(ProbeVerdict(**each) for each in found.get("probes", ())),
             }
         )
+
+
+def _speeds(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The speeds, of which earlier versions stated some without an interval."""
+    interval = found.get("texts_per_second_ratio_ci")
+    if interval:
+        return {"texts_per_second_ratio_ci": tuple(interval)}
+    return dict.fromkeys(("texts_per_second", "reference_texts_per_second", "texts_per_second_ratio_ci"))
 
 
 def _fidelity(found: Mapping[str, Any]) -> Fidelity:

@@ -316,10 +316,13 @@ def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Ima
         by_type[row.type] = by_type.get(row.type, 0) + row.tensor.parameters
     most = max(by_type, key=lambda name: by_type[name])
     file_type = gguf.LlamaFileType[_FILE_TYPES.get(most, f"MOSTLY_{most}")]
-    values: dict[str, str | int | None] = {
+    values: dict[str, str | int | list[str] | None] = {
         "general.file_type": int(file_type),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
         "general.license": source.licence,
+        "general.license.name": source.terms.name,
+        "general.license.link": source.terms.link,
+        "general.languages": list(source.languages) or None,
         "general.source.huggingface.repository": source.base_model,
         "tierexport.recipe": recipe.name,
         "tierexport.rounding": next((row.rounding for row in plan.rows if row.rounding != "nearest"), "nearest"),
@@ -341,8 +344,11 @@ def _add_metadata(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Ima
             continue
         for shard in writer.kv_data:
             shard.pop(key, None)
-        kind = gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT32
-        writer.add_key_value(key, value, kind)
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            kind = gguf.GGUFValueType.STRING if isinstance(value, str) else gguf.GGUFValueType.UINT32
+            writer.add_key_value(key, value, kind)
 
 
 # --- reading back

@@ -4,6 +4,8 @@ A GGUF with, per weight, `NAME.in_sum2` (F32 [columns, matrices]: sums of square
 `NAME.counts` (F32 [1, matrices]: how many rows were summed); tools/imatrix in llama.cpp.
 """
 
+import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -87,10 +89,40 @@ def read_imatrix(path: Path) -> Imatrix:
         raise CalibrationError(f"{path} has counts that don't fit its sums ({error}): the imatrix is damaged") from None
     return Imatrix(
         means=means,
-        dataset=str(datasets.contents()[0]) if datasets and datasets.contents() else path.name,
+        dataset=_last_part(str(datasets.contents()[0])) if datasets and datasets.contents() else path.name,
         chunks=int(chunks.contents()) if chunks else 0,
         path=path,
     )
+
+
+def _last_part(name: str) -> str:
+    """The name of a data set; llama-imatrix keeps the path that its texts had on somebody's disk."""
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if re.match(r"~?/|\.\.?/|[A-Za-z]:[/\\]", name) else name
+
+
+def portable_bytes(path: Path) -> bytes:
+    """An imatrix file as it is or, where it keeps the path of its texts, with their name alone."""
+    reader = gguf.GGUFReader(path)
+    field = reader.get_field("imatrix.datasets")
+    names = [str(each) for each in field.contents()] if field else []
+    if all(_last_part(each) == each for each in names):
+        return path.read_bytes()
+    with tempfile.TemporaryDirectory() as scratch:
+        writer = gguf.GGUFWriter(Path(scratch) / "imatrix.gguf", arch="")
+        writer.kv_data[0].clear()
+        for each in reader.fields.values():
+            if not each.name.startswith("GGUF.") and each.name != "imatrix.datasets":
+                kind = each.types[0]
+                inner = each.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+                writer.add_key_value(each.name, each.contents(), kind, inner)
+        writer.add_array("imatrix.datasets", [_last_part(each) for each in names])
+        for tensor in reader.tensors:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return (Path(scratch) / "imatrix.gguf").read_bytes()
 
 
 def _means(sums: Floats, counts: Floats) -> Floats:

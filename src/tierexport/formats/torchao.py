@@ -32,6 +32,10 @@ NATIVE_OF_BITS = {4: "int4", 8: "int8", 16: "float16", 32: "float32"}
 """The type of a tier. Other widths would take int8's bytes and keep fewer levels, so none is offered."""
 
 
+_LOCAL_FILE = re.compile(r"~?/[^/]+/|[A-Za-z]:[\\/]|\.\.?/|file:")
+"""How the path of a file of one machine begins."""
+
+
 class TorchaoFormat:
     """A sentence-transformers folder in one of the two layouts."""
 
@@ -221,18 +225,24 @@ def _save(model: Any, settings: TorchaoSettings, folder: Path) -> None:
     except SafetensorError as error:
         raise MachineError(f"{folder} can't be written: {error}") from error
     _state_dtype(folder, "bfloat16" if settings.layout == "packed" else "float32")
+    _tidy(folder)
+
+
+def _tidy(folder: Path) -> None:
+    """Make a saved folder the same from build to build, and readable for everybody."""
     for file in folder.rglob("*"):
         if file.suffix == ".safetensors":
             _sort_metadata(file)
+        elif file.suffix == ".json":
+            _drop_places(file)
         file.chmod(0o755 if file.is_dir() else 0o644)
 
 
-def _holders(transformer: Any, parameter: Any) -> list[tuple[Any, str]]:
-    """Every module with the name under which it holds a parameter; one that several share is stored once."""
-    found = [
-        (module, name) for module in transformer.modules() for name, each in module._parameters.items() if each is parameter
-    ]
-    return found if parameter is not None and len(found) > 1 else []
+def _others(transformer: Any, planned: str, parameter: Any) -> list[tuple[Any, str]]:
+    """The modules beside the planned one that hold the same parameter, each with its name there."""
+    named = ((module, *each) for module in transformer.modules() for each in module.named_parameters(recurse=False))
+    own = transformer.get_submodule(planned.rpartition(".")[0])
+    return [(module, name) for module, name, each in named if each is parameter and module is not own]
 
 
 def write_entrance(folder: Path) -> None:
@@ -303,6 +313,16 @@ def _state_dtype(folder: Path, dtype: str) -> None:
     config = json.loads(path.read_text("utf-8"))
     config["dtype"] = dtype
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _drop_places(path: Path) -> None:
+    """Leave out where the source's files, or those it was made of, lay on somebody's disk: "name_or_path", "vocab_file"."""
+    document = json.loads(path.read_text("utf-8"))
+    if not isinstance(document, dict):
+        return
+    kept = {key: value for key, value in document.items() if not (isinstance(value, str) and _LOCAL_FILE.match(value))}
+    if kept != document:
+        path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _sort_metadata(file: Path) -> None:

@@ -35,6 +35,9 @@ class Hub(Protocol):
     def held(self) -> Held:
         """What is there now. Raises MachineError when that can't be found out."""
 
+    def read(self, path: str, held: Held) -> bytes:
+        """A small file as it is in `held`. Raises MachineError when it can't be had."""
+
     def upload(self, files: Mapping[str, Path], removed: Sequence[str], held: Held, message: str) -> str:
         """Put files there and remove others, by paths in the repository, and say where they can be seen.
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,12 @@ class HuggingFace:
         tree = self._api.list_repo_tree(self._repository, recursive=True, revision=head)
         files = {each.path: each for each in tree if hasattr(each, "blob_id")}
         return Held(head, {path: _digest(each) for path, each in files.items()})
+
+    def read(self, path: str, held: Held) -> bytes:
+        """A file of the commit that was looked at, past the client's cache."""
+        with _explained(self._repository), tempfile.TemporaryDirectory() as scratch:
+            found = self._api.hf_hub_download(self._repository, path, revision=held.head, local_dir=scratch)
+            return Path(found).read_bytes()
 
     def upload(self, files: Mapping[str, Path], removed: Sequence[str], held: Held, message: str) -> str:
         """One commit, refused by the hub when the branch has moved since `held`; makes repository and branch."""

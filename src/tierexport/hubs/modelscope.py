@@ -6,6 +6,7 @@ committed, removes in a commit of its own, and prints. What lies beneath it uplo
 
 import base64
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,12 @@ class ModelScope:
             raise PublishError(f"{self._repository} has no branch {self._branch!r}: make it on ModelScope's site")
         files = {each.path: f"sha256:{each.sha256 or ''}" for each in listed or () if each.type != "tree"}
         return Held("" if there else None, files)
+
+    def read(self, path: str, held: Held) -> bytes:  # noqa: ARG002
+        """A file of the branch, past the client's cache."""
+        with _explained(self._repository), tempfile.TemporaryDirectory() as scratch:
+            self._api.download_file(self._repository, KIND, path, revision=self._branch, local_dir=scratch)
+            return (Path(scratch) / path).read_bytes()
 
     def upload(self, files: Mapping[str, Path], removed: Sequence[str], held: Held, message: str) -> str:
         """Large files one by one, then one commit of all; makes the repository."""

@@ -150,9 +150,10 @@ def compare_table(compared: Sequence[Compared]) -> Table:
     table = _table("side by side", *names, right=names[3:])
     for each in compared:
         found = (each.retrieval.get(name) for name in sets)
+        speed = f"{each.speed_ratio:.2f} ×" if each.speed_ratio else ""
         table.add_row(
             each.name, each.format, each.device, f"{each.bytes / 1e6:.2f}", f"{each.stored_bits:.2f}", f"{each.loss:.5f}",
-            "{:.5f} to {:.5f}".format(*each.loss_ci), f"{each.top10_retention:.4f}", f"{each.speed_ratio:.2f} ×",
+            "{:.5f} to {:.5f}".format(*each.loss_ci), f"{each.top10_retention:.4f}", speed,
             *("{:+.4f} ({:+.4f} to {:+.4f})".format(it.delta, *it.ci) if it else "" for it in found),
         )  # fmt: skip
     return table

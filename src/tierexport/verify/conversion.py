@@ -12,8 +12,8 @@ from tierexport.errors import ConversionError
 from tierexport.formats.gguf import converted, source_stages
 from tierexport.records import Source
 from tierexport.verdicts import Conversion, ProbeVerdict
+from tierexport.verify.kept import Judged, Reference, encode_artifact
 from tierexport.verify.probes import by_kind, judge, probes
-from tierexport.verify.verifier import Judged, Reference, read_artifact
 from tierexport.workdir import file_digest, stage_key, write_json
 
 LEAST_COSINE = 0.9999
@@ -37,7 +37,7 @@ def check_conversion(source: Source, reference: Reference) -> Conversion:
         artifact = Judged("gguf", file)
         texts = by_kind(asked)
         expected = {kind: reference.encode("probes", kind, each) for kind, each in texts.items()}
-        found = {kind: read_artifact(artifact, "cpu", reference, "probes", kind, each) for kind, each in texts.items()}
+        found = {kind: encode_artifact(artifact, "cpu", reference, "probes", kind, each) for kind, each in texts.items()}
         write_json(folder / PROBES_FILE, [asdict(each) for each in judge(asked, expected, found)])
 
     key = stage_key([asdict(each) for each in asked], reference.max_tokens, file_digest(file), tools())

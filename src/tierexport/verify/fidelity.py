@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from tierexport.encode import not_finite
 from tierexport.errors import ArtifactError
 from tierexport.metrics import COSINE, NEIGHBOURS, Similarity, cosines, neighbours_kept
 from tierexport.records import Encoded
-from tierexport.topk import blocks
 from tierexport.verdicts import Fidelity
 from tierexport.verify.intervals import mean_interval
 
@@ -28,12 +28,6 @@ def check_shape(name: str, reference: Encoded, found: Encoded) -> None:
         )
     if bad := len(not_finite(found)):
         raise ArtifactError(f"{name}: {bad} of {len(found.vectors)} vectors hold NaN or infinity")
-
-
-def not_finite(found: Encoded) -> npt.NDArray[np.int64]:
-    """Rows of vectors that hold NaN or infinity; read in chunks, for the vectors may be a memory map."""
-    chunks = [~np.isfinite(found.vectors[rows]).all(1) for rows in blocks(len(found.vectors), ROWS)]
-    return np.flatnonzero(np.concatenate(chunks)) if chunks else np.zeros(0, np.int64)
 
 
 def measure(

@@ -11,6 +11,7 @@ from tierexport.encode import VectorStore, encode, open_encoded
 from tierexport.errors import ArtifactError
 from tierexport.formats.torchao import load
 from tierexport.records import Encoded
+from tierexport.verify import llama_worker
 
 STALLED_SECONDS = 600
 """A worker that has written nothing for so long hangs: no single text takes that."""
@@ -38,7 +39,7 @@ def read_gguf(path: Path, texts: Sequence[str], max_tokens: int, folder: Path, p
 
 def _run_worker(job: Path, folder: Path, log: Path) -> int | None:
     """The worker's exit status, or None where it stopped writing and was killed."""
-    command = [sys.executable, "-m", "tierexport.verify.llama_worker", str(job)]
+    command = [sys.executable, "-m", llama_worker.__name__, str(job)]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as worker:
         written = -1
         try:

@@ -1,10 +1,8 @@
 """Runs artifacts and the fp32 model over the same texts and judges what comes out.
 
-Vectors are kept in the cache, under a key of what they were made from, so verifying again, or a
-second artifact of the same model, takes no longer than it has to.
+Vectors are kept in the cache, so verifying again, or a second artifact of the same model, takes no longer than it has to.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,42 +10,24 @@ from pathlib import Path
 
 import numpy as np
 
-from tierexport import encode as encoding
-from tierexport.archive import tools
 from tierexport.beir import read_retrieval_set
 from tierexport.datasets import read_sts, screen
-from tierexport.encode import VectorStore, encode, open_encoded, open_model, prompt_for
-from tierexport.errors import ArtifactError, DataError, MachineError, SourceError
-from tierexport.formats import llama, torchao
+from tierexport.encode import VectorStore, encode
+from tierexport.errors import ArtifactError, DataError, MachineError
 from tierexport.metrics import Similarity, cosines
 from tierexport.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
 from tierexport.vectors.codecs import Codec
 from tierexport.verdicts import ProbeVerdict, Verdict, Verification
-from tierexport.verify import fidelity, gates, llama_worker, probes, readers, retrieval, sts
+from tierexport.verify import fidelity, gates, probes, retrieval, sts
 from tierexport.verify.devices import why_not
-from tierexport.verify.readers import read_gguf, read_torchao
-from tierexport.verify.speed import side_by_side
-from tierexport.workdir import Stages, cache_dir, expanded, file_digest, folder_digests, value_digest
+from tierexport.verify.kept import Judged, Reference, encode_artifact, read
+from tierexport.verify.speed import Speed, side_by_side
+from tierexport.workdir import expanded
 
 SCREEN, STS = "screen", "sts"
 
 Texts = dict[str, tuple[str, list[str]]]
 """Everything to encode: name → (kind of prompt, texts)."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """An artifact to verify: its format and where it lies, whoever made it."""
-
-    format: str
-    path: Path
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over its files. Raises ArtifactError when it is not there."""
-        if not self.path.exists():
-            raise ArtifactError(f"{self.path} is missing")
-        return file_digest(self.path) if self.path.is_file() else value_digest(folder_digests(self.path))
 
 
 @dataclass(frozen=True)
@@ -106,49 +86,6 @@ def _names_of(data: RetrievalSet) -> tuple[str, str]:
     return f"{data.name} queries", f"{data.name} documents"
 
 
-class Reference:
-    """The fp32 model, opened on a device when something has to be encoded there that the cache lacks."""
-
-    def __init__(self, source: Source, step: Callable[[str], None]) -> None:
-        self.source, self.step = source, step
-        self.model = functools.cache(functools.partial(open_model, source))
-        self.prompts = {kind: prompt_for(source.prompts, kind) for kind in ("query", "passage")}
-
-    @property
-    def max_tokens(self) -> int:
-        """Where texts are cut."""
-        return self.source.max_tokens or self.model("cpu").max_seq_length or 512
-
-    def encode(self, name: str, kind: str, texts: list[str]) -> Encoded:
-        """Vectors of texts of a kind, "query" or "passage", from the cache or made now; `name` is what is said of them.
-
-        Raises SourceError where the model makes NaN or infinity of a text: nothing could be compared with that.
-        """
-        self.step(f"fp32: {name}")
-        prompt = self.prompts[kind]
-        found = _kept(
-            [self.source.digest, prompt, texts], lambda folder: encode(self.model("cpu"), texts, prompt, VectorStore(folder))
-        )
-        if len(bad := fidelity.not_finite(found)):
-            raise SourceError(
-                f"{self.source.name}: in fp32 the vectors of {len(bad)} of {len(texts)} texts hold NaN or infinity, of "
-                f"{texts[bad[0]][:60]!r} for one: no artifact can be compared with that"
-            )
-        return found
-
-
-def _kept(made_of: list[object], make: Callable[[Path], Encoded]) -> Encoded:
-    """Vectors from the cache, or made now and kept there."""
-    code = [file_digest(Path(module.__file__ or "")) for module in (encoding, readers, llama_worker, llama, torchao)]
-    key = value_digest([code, tools(), *made_of])
-    folder = Stages(cache_dir() / "vectors").run(key[:24], key, lambda folder: _discard(make(folder)))
-    return open_encoded(folder)
-
-
-def _discard(_: Encoded) -> None:
-    """A stage's maker returns nothing: what it wrote is what counts."""
-
-
 def _verdicts(
     artifact: Judged, device: str, reference: Reference, texts: Texts, material: Material, codec: Codec | None
 ) -> Iterator[Verdict]:
@@ -158,17 +95,25 @@ def _verdicts(
         return
     expected = {name: reference.encode(name, *each) for name, each in texts.items()}
     try:
-        found = {name: read_artifact(artifact, device, reference, name, *each) for name, each in texts.items()}
+        found = {name: encode_artifact(artifact, device, reference, name, *each) for name, each in texts.items()}
         for name in texts:
             fidelity.check_shape(artifact.path.name, expected[name], found[name])
         probed = _probe(artifact, device, reference) if artifact.format == "gguf" else ()
-        speeds = _speeds(artifact, device, reference, texts)
+        speed = _speed(artifact, device, reference, texts)
     except (ArtifactError, MachineError) as error:
-        yield Verdict(artifact.format, device, "failed", str(error))
+        why = str(error).replace(f"{artifact.path.parent}/", "")  # which a reader of verify.json does not have
+        yield Verdict(artifact.format, device, "failed", why)
         return
     similarity = Similarity.of(reference.source)
     verdict = _judge(artifact, device, expected, found, material, texts[SCREEN][1], similarity)
-    yield replace(verdict, texts_per_second=speeds[0], reference_texts_per_second=speeds[1], probes=probed)
+    yield replace(
+        verdict,
+        texts_per_second=speed.ours,
+        reference_texts_per_second=speed.reference,
+        texts_per_second_ratio_ci=speed.ratio_ci,
+        texts_per_second_reason=speed.reason,
+        probes=probed,
+    )
     if codec:
         stored = {name: _stored(vectors, codec, texts[name][0]) for name, vectors in found.items()}
         verdict = _judge(artifact, device, expected, stored, material, texts[SCREEN][1], similarity)
@@ -187,29 +132,11 @@ def _probe(artifact: Judged, device: str, reference: Reference) -> tuple[ProbeVe
     asked = probes.probes(reference.source, reference.max_tokens)
     texts = probes.by_kind(asked)
     expected = {kind: reference.encode("probes", kind, each) for kind, each in texts.items()}
-    found = {kind: read_artifact(artifact, device, reference, "probes", kind, each) for kind, each in texts.items()}
+    found = {kind: encode_artifact(artifact, device, reference, "probes", kind, each) for kind, each in texts.items()}
     return probes.judge(asked, expected, found)
 
 
-def read_artifact(artifact: Judged, device: str, reference: Reference, name: str, kind: str, texts: list[str]) -> Encoded:
-    """Vectors that an artifact makes of texts of a kind, from the cache or made now. Raises ArtifactError."""
-    reference.step(f"{artifact.format} on {device}: {name}")
-    prompt, limit = reference.prompts[kind], reference.max_tokens
-    return _kept(
-        [artifact.digest, device, limit, prompt, texts], lambda folder: _read(artifact, device, texts, prompt, limit, folder)
-    )
-
-
-def _read(artifact: Judged, device: str, texts: Sequence[str], prompt: str, limit: int, folder: Path) -> Encoded:
-    if artifact.format == "gguf":
-        return read_gguf(artifact.path, texts, limit, folder, prompt, gpu=device == "cuda")
-    try:
-        return read_torchao(artifact.path, texts, prompt, device, VectorStore(folder))
-    except RuntimeError as error:  # a kernel that refuses, memory that runs out
-        raise ArtifactError(f"{artifact.path.name}: torch failed on {device}: {str(error).strip().splitlines()[0]}") from error
-
-
-def _speeds(artifact: Judged, device: str, reference: Reference, texts: Texts) -> tuple[float, float]:
+def _speed(artifact: Judged, device: str, reference: Reference, texts: Texts) -> Speed:
     """Texts per second of the artifact and of fp32, on passages of the largest set."""
     reference.step(f"{artifact.format} on {device}: speed")
     kind, passages = max(texts.values(), key=lambda each: len(each[1]))
@@ -217,7 +144,7 @@ def _speeds(artifact: Judged, device: str, reference: Reference, texts: Texts) -
     return side_by_side(
         passages,
         lambda sample, folder: encode(model, sample, prompt, VectorStore(folder)),
-        lambda sample, folder: _read(artifact, device, sample, prompt, reference.max_tokens, folder),
+        lambda sample, folder: read(artifact, device, sample, prompt, reference.max_tokens, folder),
     )
 
 
