@@ -16,6 +16,7 @@ from tierexport import cli
 from tierexport.encode import VectorStore, encode
 from tierexport.records import Encoded, Source
 from tierexport.source import open_source
+from tierexport.verify import speed
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -27,6 +28,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of the session's own: nothing is taken from a user's, nothing left in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIEREXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(speed, "SECONDS", 5.0)  # tests share the machine: most measurements would take a minute and give nothing
         yield
 
 

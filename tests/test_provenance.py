@@ -371,9 +371,14 @@ def test_an_imatrix_keeps_the_name_of_its_texts_and_not_their_path(tmp_path: Pat
 def test_saved_settings_lose_the_folders_of_whoever_made_them(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer_config.json"
     kept = {"unk_token": "/", "sep_token": "[SEP]", "added_tokens_decoder": {"1": {"content": "/a/b"}}, "model_max_length": 8}
-    path.write_text(json.dumps(kept | {"vocab_file": f"{SOMEBODY}/vocab.txt", "name_or_path": "C:\\Users\\me\\model"}))
+    inner = {"text_config": {"_name_or_path": SOMEBODY, "layers": 2}}
+    lost = {"vocab_file": f"{SOMEBODY}/vocab.txt", "name_or_path": "C:\\Users\\me\\model"}
+    path.write_text(json.dumps(kept | lost | inner))
     _drop_places(path)
-    assert json.loads(path.read_text()) == kept
+    assert json.loads(path.read_text()) == kept | {"text_config": {"layers": 2}}
+    (tmp_path / "modules.json").write_text('["/a/b"]')
+    _drop_places(tmp_path / "modules.json")
+    assert json.loads((tmp_path / "modules.json").read_text()) == ["/a/b"]
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,8 @@ def test_an_imatrix_that_a_release_had_goes_with_it(hub: WritableHub, lesser: Bu
 
 def test_a_model_of_the_user_s_own_stays_and_opens(hub: WritableHub, tiny: Built, lesser: Built, tiny_model: Path) -> None:
     """Its modules.json opens its own folders, whatever a manifest there says; its codec belongs to its weights."""
-    own = {path.relative_to(tiny_model).as_posix(): path.read_bytes() for path in tiny_model.rglob("*") if path.is_file()}
+    files = [path for path in tiny_model.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    own = {path.relative_to(tiny_model).as_posix(): path.read_bytes() for path in files}
     hub.create(NAME)
     hub.commit(NAME, own | {"codec.safetensors": b"its codec"})
     assert publish(hub, lesser.folder).returncode == 0

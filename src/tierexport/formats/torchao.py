@@ -318,11 +318,20 @@ def _state_dtype(folder: Path, dtype: str) -> None:
 def _drop_places(path: Path) -> None:
     """Leave out where the source's files, or those it was made of, lay on somebody's disk: "name_or_path", "vocab_file"."""
     document = json.loads(path.read_text("utf-8"))
-    if not isinstance(document, dict):
-        return
-    kept = {key: value for key, value in document.items() if not (isinstance(value, str) and _LOCAL_FILE.match(value))}
+    kept = _without_places(document)
     if kept != document:
         path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _without_places(document: Any, inside: bool = False) -> Any:
+    """The same where it is a table; inside its tables anything may be text but for "name_or_path"."""
+    if not isinstance(document, dict):
+        return document
+    return {
+        key: _without_places(value, True)
+        for key, value in document.items()
+        if not (isinstance(value, str) and _LOCAL_FILE.match(value) and (not inside or "name_or_path" in key))
+    }
 
 
 def _sort_metadata(file: Path) -> None:

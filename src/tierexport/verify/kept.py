@@ -7,7 +7,8 @@ them is not.
 
 import functools
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tierexport.codebase import digest_of
 from tierexport.encode import VectorStore, encode, not_finite, open_encoded, open_model, prompt_for
 from tierexport.errors import ArtifactError, SourceError
 from tierexport.records import Encoded, Source
-from tierexport.verify.readers import read_gguf, read_torchao
+from tierexport.verify.readers import open_torchao, read_gguf
 from tierexport.workdir import Stages, cache_dir, file_digest, folder_digests, value_digest
 
 LIBRARIES = ("tokenizers", "sentencepiece", "numpy", "mslk")
@@ -136,9 +137,27 @@ def encode_artifact(artifact: Judged, device: str, reference: Reference, name: s
 
 def read(artifact: Judged, device: str, texts: Sequence[str], prompt: str, limit: int, folder: Path) -> Encoded:
     """The same, made now and written to a folder."""
+    return opened(artifact, device, prompt, limit)(texts, folder)
+
+
+def opened(artifact: Judged, device: str, prompt: str, limit: int) -> Callable[[Sequence[str], Path], Encoded]:
+    """What encodes texts into a folder, through an artifact that is opened once (a GGUF each time, in a process of its own)."""
     if artifact.format == "gguf":
-        return read_gguf(artifact.path, texts, limit, folder, prompt, gpu=device == "cuda")
+        return lambda texts, folder: read_gguf(artifact.path, texts, limit, folder, prompt, gpu=device == "cuda")
+    with _explained(artifact, device):
+        encode_texts = open_torchao(artifact.path, prompt, device)
+
+    def read_with_it(texts: Sequence[str], folder: Path) -> Encoded:
+        with _explained(artifact, device):
+            return encode_texts(texts, VectorStore(folder))
+
+    return read_with_it
+
+
+@contextmanager
+def _explained(artifact: Judged, device: str) -> Iterator[None]:
+    """Turns what torch raises into one message."""
     try:
-        return read_torchao(artifact.path, texts, prompt, device, VectorStore(folder))
+        yield
     except RuntimeError as error:  # a kernel that refuses, memory that runs out
         raise ArtifactError(f"{artifact.path.name}: torch failed on {device}: {str(error).strip().splitlines()[0]}") from error

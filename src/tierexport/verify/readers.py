@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tierexport.encode import VectorStore, encode, open_encoded
@@ -70,6 +70,7 @@ def _where(texts: Sequence[str], folder: Path) -> str:
     return f" at text {number + 1} of {len(texts)} ({texts[number][:60]!r})" if number < len(texts) else ""
 
 
-def read_torchao(folder: Path, texts: Sequence[str], prompt: str, device: str, store: VectorStore) -> Encoded:
-    """Encode through sentence-transformers. Raises ArtifactError when the folder can't be loaded."""
-    return encode(load(str(folder), device), texts, prompt, store)
+def open_torchao(folder: Path, prompt: str, device: str) -> Callable[[Sequence[str], VectorStore], Encoded]:
+    """What encodes through sentence-transformers. Raises ArtifactError when the folder can't be loaded."""
+    model = load(str(folder), device)
+    return lambda texts, store: encode(model, texts, prompt, store)

@@ -54,7 +54,7 @@ def side_by_side(
     _turn(ours, reference, sample)
     warm = clock()
     rounds: list[tuple[float, float]] = []
-    more = 1.0 if warm - began < SECONDS else math.inf
+    more = 0.0
     while warm - began + (clock() - warm) * (1 + more / max(len(rounds), 1)) < SECONDS:
         rounds.append(_turn(ours, reference, sample))
         logs = np.log(rounds)

@@ -20,7 +20,7 @@ from tierexport.vectors.codecs import Codec
 from tierexport.verdicts import ProbeVerdict, Verdict, Verification
 from tierexport.verify import fidelity, gates, probes, retrieval, sts
 from tierexport.verify.devices import why_not
-from tierexport.verify.kept import Judged, Reference, encode_artifact, read
+from tierexport.verify.kept import Judged, Reference, encode_artifact, opened
 from tierexport.verify.speed import Speed, side_by_side
 from tierexport.workdir import expanded
 
@@ -144,7 +144,7 @@ def _speed(artifact: Judged, device: str, reference: Reference, texts: Texts) ->
     return side_by_side(
         passages,
         lambda sample, folder: encode(model, sample, prompt, VectorStore(folder)),
-        lambda sample, folder: read(artifact, device, sample, prompt, reference.max_tokens, folder),
+        opened(artifact, device, prompt, reference.max_tokens),
     )
 
 
