@@ -71,7 +71,6 @@ def as_encoder(model_class: type[Any], task_table: bool) -> type[Any]:
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             self.cls_out_labels = None
-            self._first_task: Any = None
 
         @classmethod
         def filter_tensors(cls, item: tuple[str, Callable[[], Any]]) -> tuple[str, Callable[[], Any]] | None:
@@ -86,12 +85,9 @@ def as_encoder(model_class: type[Any], task_table: bool) -> type[Any]:
             if task_table and name == "embeddings.task_type_embeddings.weight":
                 return  # its first row, which every text has, is in the table of types
             if task_table and name == "embeddings.token_type_embeddings.weight":
-                data_torch = data_torch + self.get_tensors_named("task_type_embeddings.weight")[0]
+                tasks = next(get for other, get in self.model_tensors.items() if other.endswith("task_type_embeddings.weight"))
+                data_torch = data_torch + tasks()[0]
             yield from super().modify_tensors(data_torch, name, bid)
-
-        def get_tensors_named(self, end: str) -> Any:
-            """The one tensor of the checkpoint whose name ends so."""
-            return next(get() for name, get in self.model_tensors.items() if name.endswith(end))
 
     return Encoder
 
@@ -103,11 +99,12 @@ def as_loaded(folder: Path, arguments: dict[str, Any], scratch: Path) -> Path:
     """
     from transformers import AutoTokenizer
 
-    AutoTokenizer.from_pretrained(folder, local_files_only=True, **arguments).save_pretrained(scratch)
+    mirror = scratch / folder.resolve().name  # the converter reads names off the folder's
+    AutoTokenizer.from_pretrained(folder, local_files_only=True, **arguments).save_pretrained(mirror)
     for file in folder.iterdir():
-        if file.name not in STALE and not (scratch / file.name).exists():
-            (scratch / file.name).symlink_to(file.resolve())
-    return scratch
+        if file.name not in STALE and not (mirror / file.name).exists():
+            (mirror / file.name).symlink_to(file.resolve())
+    return mirror
 
 
 def class_of(hparams: dict[str, Any]) -> type[Any]:
