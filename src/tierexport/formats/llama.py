@@ -92,7 +92,8 @@ class LlamaFile:
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = tokens
         parameters.n_seq_max = 1
         parameters.embeddings = True
-        parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
+        # Threads wait for each other at each small product: more of them than cores that this process may use are far slower.
+        parameters.n_threads = parameters.n_threads_batch = len(os.sched_getaffinity(0))
         # On a CPU it is several times as fast; on a GPU some head sizes lack it, and llama.cpp knows which.
         flash = llama.LLAMA_FLASH_ATTN_TYPE_AUTO if self._gpu else llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.flash_attn_type = flash
