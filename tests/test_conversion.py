@@ -155,13 +155,7 @@ def without_blanks(tmp_path: Path) -> Path:
 def test_a_conversion_that_is_wrong_stops_the_build(without_blanks: Path, tmp_path: Path) -> None:
     sets = (f"model={without_blanks}", "rounding=nearest", 'formats=["gguf"]', "calibration.count=8")
     settings = [part for each in sets for part in ("--set", each)]
-    arguments: list[str | Path] = [
-        "build",
-        "int8",
-        "--out",
-        tmp_path / "out",
-        *(part for each in settings for part in ("--set", each)),
-    ]
+    arguments: list[str | Path] = ["build", "int8", "--out", tmp_path / "out", *settings]
     done = run(*arguments)
     assert done.exit_code == 2
     assert "probe 'blanks'" in done.stderr and "its tokens part from token" in done.stderr
