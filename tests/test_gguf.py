@@ -228,9 +228,10 @@ def mpnet(folder: Path, minilm: Source) -> Path:
 def test_a_dense_head_that_llama_cpp_would_drop_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Dense
+    from torch.nn import Identity
 
     model = SentenceTransformer(str(tiny_model), device="cpu")
-    model.append(Dense(64, 32))
+    model.append(Dense(64, 32, bias=False, activation_function=Identity()))
     model.save_pretrained(str(tmp_path / "dense"), create_model_card=False)
     refused = run("plan", RECIPES / "int8.toml", "--set", f"model={tmp_path / 'dense'}")
     assert refused.exit_code == 2
