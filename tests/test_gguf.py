@@ -231,7 +231,9 @@ def test_a_dense_head_that_llama_cpp_would_drop_is_refused(tiny_model: Path, tmp
     from torch.nn import Identity
 
     model = SentenceTransformer(str(tiny_model), device="cpu")
-    model.append(Dense(64, 32, bias=False, activation_function=Identity()))
+    transformer, pooling, normalize = model
+    head = Dense(64, 32, bias=False, activation_function=Identity())
+    model = SentenceTransformer(modules=[transformer, pooling, head, normalize], device="cpu")
     model.save_pretrained(str(tmp_path / "dense"), create_model_card=False)
     refused = run("plan", RECIPES / "int8.toml", "--set", f"model={tmp_path / 'dense'}")
     assert refused.exit_code == 2

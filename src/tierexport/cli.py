@@ -148,7 +148,7 @@ def _exit_with(found: Any) -> None:
     for verdict in found.verdicts:
         if verdict.status == "failed":
             click.echo(f"tierexport: {verdict.format} on {verdict.device}: {verdict.status}: {verdict.reason}", err=True)
-        for probe in (each for each in verdict.probes if not each.tokens_equal):
+        for probe in (each for each in verdict.probes if each.required and not each.tokens_equal):
             click.echo(
                 f"tierexport: {verdict.format}: probe {probe.name!r}: tokens part {probe.parting}: {probe.cause}", err=True
             )
