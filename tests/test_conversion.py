@@ -272,12 +272,13 @@ def test_other_poolings_build_as_torchao(pooling: dict[str, Any], plain_model: P
     assert np.abs((ours * theirs).sum(1) - 1).max() < 1e-4
 
 
-def test_a_t5_encoder_is_what_sentence_transformers_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved", ["T5ForConditionalGeneration", "T5EncoderModel"])
+def test_a_t5_encoder_is_what_sentence_transformers_loads(saved: str, tmp_path: Path) -> None:
     folder = tmp_path / "t5"
     rows = odd.minilm_tokenizer(folder)
     torch.manual_seed(1)
     sizes = {"d_model": 64, "d_kv": 32, "d_ff": 128, "num_layers": 2, "num_heads": 2}
-    transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=rows, **sizes)).save_pretrained(folder)
+    getattr(transformers, saved)(transformers.T5Config(vocab_size=rows, **sizes)).save_pretrained(folder)
     odd.describe(folder)
     arguments = ("--set", f"model={folder}", "--set", 'formats=["torchao"]', "--json")
     planned = json.loads(run("plan", "f16", *arguments).stdout)["formats"][0]["tensors"]

@@ -82,7 +82,8 @@ def auto_class(config: Any) -> Any:
     from transformers import AutoModel, AutoModelForTextEncoding
 
     encoders = AutoModelForTextEncoding._model_mapping
-    return AutoModelForTextEncoding if config.is_encoder_decoder and type(config) in encoders else AutoModel
+    alone = type(config) in encoders and encoders[type(config)].__name__.endswith("EncoderModel")
+    return AutoModelForTextEncoding if alone else AutoModel
 
 
 def prompt_for(prompts: Mapping[str, str], kind: str) -> str:
