@@ -123,7 +123,7 @@ def test_json_is_one_object_and_nothing_else(tiny_recipe: Path) -> None:
     process = tierexport("build", tiny_recipe, "--out", tiny_recipe.parent / "out", "--json")
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
-    assert set(json.loads(stdout)) == {"out", "manifest", "reference", "passed", "results", "gates"}
+    assert set(json.loads(stdout)) == {"out", "manifest", "reference", "similarity", "passed", "results", "gates"}
     assert stderr == ""  # no progress where nobody watches, and none of the libraries' noise
 
 
