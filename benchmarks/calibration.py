@@ -10,18 +10,24 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from tierexport import pipeline
-from tierexport.beir import read_beir
-from tierexport.datasets import read_sts, spread
-from tierexport.encode import VectorStore, encode, open_model
-from tierexport.metrics import cosines
-from tierexport.source import open_source
-from tierexport.verify.readers import read_gguf
+from tierexport.base.records import Encoded
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.calibration import read_sts, spread
+from tierexport.formats.export import export
+from tierexport.formats.gguf.format import Gguf
+from tierexport.formats.gguf.worker_client import Worker
+from tierexport.formats.protocol import Job
+from tierexport.metrics.similarity import cosines
+from tierexport.model.encoder import encode, open_model
+from tierexport.model.source import open_source
+from tierexport.model.vector_store import VectorStore
 
 MODEL = "all-MiniLM-L6-v2"
 JUDGED = 300
@@ -56,6 +62,11 @@ TRIALS = (
 )
 
 
+def encoded(path: Path, texts: Sequence[str], limit: int, folder: Path) -> Encoded:
+    with closing(Worker(path)) as worker:
+        return worker.encode(texts, "", limit, folder)
+
+
 def main(data: Path) -> None:
     sets = {
         "scifact": read_beir(data / "scifact").documents,
@@ -84,7 +95,8 @@ def made(folder: Path, number: int, texts: str, count: int, rounding: str) -> Pa
     named = texts if texts == "builtin" else f"{texts}.jsonl"
     keys = [f'rounding="{rounding}"', f'calibration.texts="{named}"', f"calibration.count={count}"]
     plan = pipeline.plan(folder / "recipe.toml", keys)
-    return pipeline.export(plan.formats[0], plan, pipeline.importance(plan), folder / f"made-{number}").path
+    job = Job(plan.formats[0], plan, Gguf().calibrated(plan.formats[0], plan))
+    return export(Gguf(), job, folder / f"made-{number}").path
 
 
 def judge(path: Path, sets: Sequence[Sequence[str]], folder: Path) -> "list[np.ndarray]":
@@ -96,7 +108,7 @@ def judge(path: Path, sets: Sequence[Sequence[str]], folder: Path) -> "list[np.n
         theirs.mkdir(parents=True)
         ours.mkdir()
         reference = encode(open_model(source), texts, "", VectorStore(theirs))
-        vectors = read_gguf(path, texts, source.max_tokens or 512, ours).vectors
+        vectors = encoded(path, texts, source.max_tokens or 512, ours).vectors
         found.append(1 - cosines(np.asarray(reference.vectors), np.asarray(vectors)))
     return found
 

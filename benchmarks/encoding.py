@@ -9,20 +9,27 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from tierexport import pipeline
-from tierexport.beir import read_beir
-from tierexport.datasets import spread
-from tierexport.encode import VectorStore, encode, open_model
-from tierexport.formats.gguf import converted
-from tierexport.records import Encoded
-from tierexport.source import open_source
-from tierexport.verify.readers import read_gguf
+from tierexport.base.records import Encoded
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.calibration import spread
+from tierexport.formats.gguf.convert import converted
+from tierexport.formats.gguf.worker_client import Worker
+from tierexport.model.encoder import encode, open_model
+from tierexport.model.source import open_source
+from tierexport.model.vector_store import VectorStore
 
 ROUNDS = 5
 TEXTS = {"fp32": 384, "gguf": 96}
+
+
+def encoded(path: Path, texts: Sequence[str], limit: int, folder: Path) -> Encoded:
+    with closing(Worker(path)) as worker:
+        return worker.encode(texts, "", limit, folder)
 
 
 def cut(texts: list[str], tokenizer: object, limit: int) -> list[str]:
@@ -77,7 +84,7 @@ def print_gguf(what: str, path: Path, texts: list[str], limit: int) -> None:
     from llama_cpp import Llama
 
     llama = Llama(str(path), embedding=True, verbose=False)
-    print_ratio(f"{what}: ours / Llama.embed", lambda: llama.embed(texts), lambda folder: read_gguf(path, texts, limit, folder))
+    print_ratio(f"{what}: ours / Llama.embed", lambda: llama.embed(texts), lambda folder: encoded(path, texts, limit, folder))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tierexport.datasets import calibration_texts
-from tierexport.libraries import import_sentence_transformers
-from tierexport.source import open_source
+from tierexport.base.libraries import import_sentence_transformers
+from tierexport.datasets.calibration import calibration_texts
+from tierexport.model.source import open_source
 
 SIZES = (10_000, 100_000)
 WORDS, QUERIES = 8, 200

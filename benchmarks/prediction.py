@@ -9,11 +9,11 @@ import sys
 import numpy as np
 from scipy import stats
 
-from tierexport.datasets import screen
-from tierexport.encode import open_model
-from tierexport.exploration import Study
-from tierexport.records import Text
+from tierexport.base.records import Text
+from tierexport.datasets.calibration import screen
+from tierexport.model.encoder import open_model
 from tierexport.search.bench import Bench
+from tierexport.search.study import Study
 
 ALLOCATIONS = 24
 

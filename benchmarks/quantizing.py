@@ -18,15 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
+from tierexport.base.libraries import import_sentence_transformers
+from tierexport.base.records import Importance
 from tierexport.formats import formats_of
-from tierexport.formats.gguf import converted, write_gguf
-from tierexport.formats.imatrix import read_imatrix, write_imatrix
-from tierexport.libraries import import_sentence_transformers
-from tierexport.plan import make_plan
-from tierexport.recipe import parse_recipe
-from tierexport.records import Importance
-from tierexport.rounding.layerwise import NOTHING_ROUNDED
-from tierexport.source import open_source
+from tierexport.formats.gguf.convert import converted
+from tierexport.formats.gguf.imatrix import read_imatrix, write_imatrix
+from tierexport.formats.gguf.write import write_gguf
+from tierexport.formats.protocol import Job
+from tierexport.model.source import open_source
+from tierexport.quantize.layerwise import NOTHING_ROUNDED
+from tierexport.recipe.plan import make_plan
+from tierexport.recipe.schema import parse_recipe
 
 RUNS = 3
 TYPES = ("Q8_0", "Q4_0", "IQ4_NL", "Q4_K")
@@ -61,10 +63,10 @@ def ours(native: str, model: Path, imatrix: Path, out: Path) -> None:
     """In a process of its own: print the seconds the writing took and the process's peak memory."""
     settings = parse_recipe(recipe(native, model), Path())
     source = open_source(str(model))
-    (plan,) = make_plan(settings, source, formats_of(settings)).formats
+    made = make_plan(settings, source, formats_of(settings))
     means = read_imatrix(imatrix)
     started = time.perf_counter()
-    write_gguf(plan, settings, source, means, NOTHING_ROUNDED, out, lambda _: None)
+    write_gguf(Job(made.formats[0], made, means), NOTHING_ROUNDED, out, lambda _: None)
     seconds = time.perf_counter() - started
     print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
 

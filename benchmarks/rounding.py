@@ -20,9 +20,13 @@ import click
 import gguf
 
 from tierexport import pipeline
-from tierexport.formats.gguf import converted
-from tierexport.records import VerifySettings
-from tierexport.verdicts import Verdict
+from tierexport.artifact.verdicts import Verdict
+from tierexport.base.records import Imatrix, VerifySettings
+from tierexport.formats.export import export
+from tierexport.formats.gguf.convert import converted
+from tierexport.formats.gguf.format import Gguf
+from tierexport.formats.protocol import Job
+from tierexport.recipe.plan import Plan
 
 MODEL = "all-MiniLM-L6-v2"
 TYPES = ("Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
@@ -39,12 +43,16 @@ def recipe(native: str, rounding: str) -> str:
     )
 
 
+def imatrix_of(made: Plan) -> Imatrix:
+    return Gguf().calibrated(made.formats[0], made)
+
+
 def ours(path: Path, out: Path) -> None:
     """In a process of its own: build, and print the seconds of rounding and writing, and the peak memory."""
     made = pipeline.plan(path)
-    imatrix = pipeline.importance(made)
+    job = Job(made.formats[0], made, imatrix_of(made))
     started = time.perf_counter()
-    artifact = pipeline.export(made.formats[0], made, imatrix, out)
+    artifact = export(Gguf(), job, out)
     seconds = time.perf_counter() - started
     print(json.dumps([str(artifact.path), seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
@@ -108,10 +116,10 @@ def main(data: tuple[str, ...], natives: tuple[str, ...]) -> None:
             path = Path(scratch) / f"{native}.toml"
             path.write_text(recipe(native, "gptq"))
             made = pipeline.plan(path)
-            imatrix = pipeline.importance(made).path
+            imatrix = imatrix_of(made).path
             if imatrix is None:  # Q8_0 is blind to it
                 path.with_name("any.toml").write_text(recipe("Q4_0", "gptq"))
-                imatrix = pipeline.importance(pipeline.plan(path.with_name("any.toml"))).path
+                imatrix = imatrix_of(pipeline.plan(path.with_name("any.toml"))).path
             fp32 = converted(made.source)
             mine = run_ours(path, Path(scratch) / f"ours-{native}")
             theirs = run_theirs(native, fp32, Path(str(imatrix)), Path(scratch) / f"theirs-{native}.gguf")

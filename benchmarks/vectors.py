@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tierexport.beir import read_retrieval_set
-from tierexport.conditions import Texts, gap
-from tierexport.datasets import calibration_texts
-from tierexport.records import LEVELS, SCALINGS, VectorSettings
-from tierexport.vectoring import open_encoder
+from tierexport.base.records import LEVELS, SCALINGS, VectorSettings
+from tierexport.datasets.beir import read_retrieval_set
+from tierexport.datasets.calibration import calibration_texts
+from tierexport.training.conditions import Texts, gap
+from tierexport.vectors.encoder import open_encoder
 
 MODEL = "all-MiniLM-L6-v2"
 KINDS: dict[str, dict[str, Any]] = {

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tierexport import cli
-from tierexport.encode import VectorStore, encode
-from tierexport.records import Encoded, Source
-from tierexport.source import open_source
+from tierexport.base.records import Encoded, Source
+from tierexport.formats.gguf.worker_client import Worker
+from tierexport.model.encoder import encode
+from tierexport.model.source import open_source
+from tierexport.model.vector_store import VectorStore
 from tierexport.verify import speed
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +115,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, minilm: Source) -> Path:
     """A random BERT of 2 layers, 64 wide, with MiniLM's tokenizer: a real model folder, made in a second."""
-    from tierexport.libraries import import_sentence_transformers
+    from tierexport.base.libraries import import_sentence_transformers
 
     st = import_sentence_transformers()
     import torch
@@ -135,3 +138,9 @@ def tiny_recipe(tmp_path: Path, tiny_model: Path) -> Path:
     path = tmp_path / "recipe.toml"
     path.write_text(text.replace('"30%-80%"', '"0%-50%"').replace('["0%-30%", "80%-100%"]', '"50%-100%"'))
     return path
+
+
+def through_llama(path: Path, texts: Sequence[str], limit: int, folder: Path) -> Encoded:
+    """Vectors of texts by llama.cpp in its worker."""
+    with closing(Worker(path)) as worker:
+        return worker.encode(texts, "", limit, folder)

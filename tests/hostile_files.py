@@ -16,9 +16,9 @@ from typing import Any
 
 from rich.console import Console
 
-from tierexport.errors import TierexportError
+from tierexport.base.errors import TierexportError
 from tierexport.formats.headers import Header, read_gguf, read_safetensors
-from tierexport.inspection import inspect
+from tierexport.formats.inspection import inspect
 from tierexport.report.tables import inspection_parts
 
 MUTATIONS = 200

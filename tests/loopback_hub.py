@@ -49,7 +49,7 @@ class Loopback(ThreadingHTTPServer):
         """
         code = (
             "import json, sys\nfrom dataclasses import asdict\nfrom pathlib import Path\n"
-            f"from tierexport.errors import TierexportError\n{imports}\nname = sys.argv[1]\n"
+            f"from tierexport.base.errors import TierexportError\n{imports}\nname = sys.argv[1]\n"
             f"try: print(json.dumps(asdict({call}), default=str))\n"
             "except TierexportError as error: print(json.dumps([type(error).__name__, str(error)]))"
         )

@@ -10,8 +10,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tierexport.shipped import BUILTIN
-from tierexport.source import open_source
+from tierexport.datasets.textfiles import BUILTIN
+from tierexport.model.source import open_source
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 WIDE = {"initializer_range": 0.2}

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from conftest import RECIPES, ROOT, Built, build, run
-from tierexport.artifact import ENTRANCE
-from tierexport.workdir import building, folder_digests
+from tierexport.artifact.folder import ENTRANCE
+from tierexport.base.digests import folder_digests
+from tierexport.base.outputs import building
 
 REPORTS = ("verify.json", "README.md", "report.html")
 

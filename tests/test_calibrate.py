@@ -14,13 +14,14 @@ import pytest
 
 from conftest import RECIPES, Built, run
 from numpy_bert import NumpyBert
-from tierexport.calibrate import floored, measure_importance
-from tierexport.datasets import calibration_texts, screen
-from tierexport.encode import open_model, token_ids
-from tierexport.errors import CalibrationError, DataError
-from tierexport.formats.gguf import GgufFormat
-from tierexport.formats.imatrix import check_fits, read_imatrix
-from tierexport.records import Source, Text
+from tierexport.base.errors import CalibrationError, DataError
+from tierexport.base.records import Source, Text
+from tierexport.datasets.calibration import calibration_texts, screen
+from tierexport.formats.gguf.format import Gguf
+from tierexport.formats.gguf.imatrix import check_fits, read_imatrix
+from tierexport.model.batches import token_ids
+from tierexport.model.encoder import open_model
+from tierexport.quantize.importance import floored, measure_importance
 
 
 def test_importance_equals_an_independent_computation(minilm: Source) -> None:
@@ -190,7 +191,7 @@ def test_entries_of_an_imatrix_that_the_model_does_not_need_are_left(three_tier:
     _rewrite(three_tier.folder / "imatrix.gguf", tmp_path / "more.gguf", _extra)
     imatrix = read_imatrix(tmp_path / "more.gguf")
     assert "blk.9.attn_q.weight" in imatrix.means
-    check_fits(imatrix, GgufFormat().tensors(minilm))
+    check_fits(imatrix, Gguf().tensors(minilm))
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from loopback_card import card_errors
 from loopback_repository import User
 from loopback_writable import WritableHub, serving_writable
 from tierexport import load
-from tierexport.card import QUESTION
-from tierexport.records import Floats
-from tierexport.shipped import BUILTIN
+from tierexport.base.records import Floats
+from tierexport.datasets.textfiles import BUILTIN
+from tierexport.report.card import QUESTION
 
 NAME, TOKEN = "alice/three_tier", "hf_alice"
 
@@ -196,8 +196,8 @@ def test_langchain_on_a_gguf_alone(gguf_card: tuple[str, Path]) -> None:
 
 
 def test_prompts_reach_every_snippet(three_tier: Built, tmp_path: Path) -> None:
-    from tierexport.artifact import read_verification
-    from tierexport.card import render_card
+    from tierexport.artifact.folder import read_verification
+    from tierexport.report.card import render_card
 
     manifest: dict[str, Any] = json.loads((three_tier.folder / "manifest.json").read_text())
     manifest["model"]["prompts"] = {"query": 'Ask "it":\nQuery: ', "passage": "passage: "}

@@ -9,9 +9,11 @@ import click
 import pytest
 
 from conftest import run
-from tierexport import cli, cli_vectors, records
-from tierexport.cli_vectors import vectors
-from tierexport.shipped import names_of
+from tierexport import cli
+from tierexport.base import records
+from tierexport.base.shipped import names_of
+from tierexport.cli import vector_commands as cli_vectors
+from tierexport.cli.vector_commands import vectors
 
 COMMANDS = {name: each for name, each in cli.main.commands.items() if not isinstance(each, click.Group)}
 COMMANDS |= {f"vectors {name}": each for name, each in vectors.commands.items()}
@@ -97,7 +99,7 @@ def test_a_library_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> 
     def broken() -> None:
         raise ImportError("libgomp.so.1 is missing")
 
-    monkeypatch.setattr("tierexport.libraries.import_sentence_transformers", broken)
+    monkeypatch.setattr("tierexport.base.libraries.import_sentence_transformers", broken)
     done = run("doctor", "--json")
     findings = json.loads(done.stdout)["findings"]
     assert [each["found"] for each in findings if each["what"] == "torch" and not each["ok"]] == [

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from conftest import Built, run
-from tierexport.shipped import BUILTIN
+from tierexport.datasets.textfiles import BUILTIN
 
 
 @pytest.fixture(scope="module")

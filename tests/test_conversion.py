@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import odd_models as odd
 from conftest import run
-from tierexport.encode import open_model
-from tierexport.errors import InputError
-from tierexport.formats.gguf import GgufFormat, read_layout
-from tierexport.libraries import import_sentence_transformers
-from tierexport.source import open_source
-from tierexport.verify import Reference
+from tierexport.base.errors import InputError
+from tierexport.base.libraries import import_sentence_transformers
+from tierexport.formats.gguf.convert import read_layout
+from tierexport.formats.gguf.format import Gguf
+from tierexport.model.encoder import open_model
+from tierexport.model.reference import Reference
+from tierexport.model.source import open_source
 from tierexport.verify.conversion import check_conversion
 
 
@@ -102,7 +103,7 @@ def test_what_llama_cpp_runs_is_converted_right(kind: str, tmp_path: Path) -> No
     folder = tmp_path / "model"
     RIGHT[kind](folder)
     source = open_source(str(folder))
-    found = check_conversion(source, Reference(source, lambda _: None))
+    found = check_conversion(Gguf(), Gguf().unquantized(source), Reference(source))
     assert not found.failed, [(each.name, each.parting, each.cosine) for each in found.failed]
     named = {each.name for each in found.probes}
     assert {"capitals and accents", "blanks", "emoji", "the cut", "query prompt"} <= named
@@ -135,7 +136,7 @@ def test_an_output_head_that_no_embedding_uses_is_left_out(tmp_path: Path) -> No
     assert "lm_head.weight" in load_file(folder / "model.safetensors")
     source = open_source(str(folder))
     assert "output.weight" not in {tensor.name for tensor in read_layout(source).tensors}
-    assert not check_conversion(source, Reference(source, lambda _: None)).failed
+    assert not check_conversion(Gguf(), Gguf().unquantized(source), Reference(source)).failed
 
 
 # --- what is wrong is not built in silence
@@ -249,7 +250,7 @@ def test_what_a_gguf_cannot_carry_is_refused_by_name(message: str, plain_model: 
     LOST[message](folder)
     source = open_source(str(folder))
     with pytest.raises(InputError, match=message) as raised:
-        GgufFormat().tensors(source)
+        Gguf().tensors(source)
     assert "--set 'formats=[\"torchao\"]'" in str(raised.value)
 
 

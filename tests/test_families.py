@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from conftest import RECIPES, build, encoded, run
-from tierexport.encode import open_model
-from tierexport.formats.imatrix import read_imatrix
-from tierexport.records import Source
-from tierexport.shipped import BUILTIN
-from tierexport.source import open_source
+from tierexport.base.records import Source
+from tierexport.datasets.textfiles import BUILTIN
+from tierexport.formats.gguf.imatrix import read_imatrix
+from tierexport.model.encoder import open_model
+from tierexport.model.source import open_source
 
 SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
 

@@ -13,19 +13,20 @@ import gguf
 import numpy as np
 import pytest
 
-from conftest import RECIPES, Built, encoded, run
-from tierexport.encode import open_model
-from tierexport.errors import ArtifactError
+from conftest import RECIPES, Built, encoded, run, through_llama
+from tierexport.base.errors import ArtifactError
+from tierexport.base.records import Recipe, Source
 from tierexport.formats import formats_of
-from tierexport.formats.gguf import converted, write_gguf
-from tierexport.formats.imatrix import read_imatrix
-from tierexport.metrics import cosines
-from tierexport.plan import make_plan
-from tierexport.recipe import parse_recipe
-from tierexport.records import Recipe, Source
-from tierexport.rounding.layerwise import NOTHING_ROUNDED
+from tierexport.formats.gguf.convert import converted
+from tierexport.formats.gguf.imatrix import read_imatrix
+from tierexport.formats.gguf.write import write_gguf
+from tierexport.formats.protocol import Job
+from tierexport.metrics.similarity import cosines
+from tierexport.model.encoder import open_model
+from tierexport.quantize.layerwise import NOTHING_ROUNDED
+from tierexport.recipe.plan import make_plan
+from tierexport.recipe.schema import parse_recipe
 from tierexport.verify.fidelity import same_tokens
-from tierexport.verify.readers import read_gguf
 
 
 def uniform(native: str, roles: list[str], rest: list[str]) -> Recipe:
@@ -64,9 +65,10 @@ def test_tensors_are_byte_identical_to_llama_quantize(
     """With our imatrix, which llama-quantize has to accept for that."""
     recipe = uniform(native, roles, rest)
     imatrix = three_tier.folder / "imatrix.gguf"
-    (plan,) = make_plan(recipe, minilm, formats_of(recipe)).formats
+    made = make_plan(recipe, minilm, formats_of(recipe))
+    (plan,) = made.formats
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
-    write_gguf(plan, recipe, minilm, read_imatrix(imatrix), NOTHING_ROUNDED, ours, lambda _: None)
+    write_gguf(Job(plan, made, read_imatrix(imatrix)), NOTHING_ROUNDED, ours, lambda _: None)
     places = {"{in}": str(converted(minilm)), "{out}": str(theirs)}
     command = [str(tool("llama-quantize")), "--imatrix", str(imatrix), *(places.get(each, each) for each in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -144,7 +146,7 @@ def test_texts_are_cut_as_the_reference_cuts_them(f16: Built, minilm: Source, tm
     texts = ["a long text about rivers " * 100, "a short one"]
     model = open_model(minilm)
     reference = encoded(model, texts, tmp_path)
-    found = read_gguf(f16.folder / f16.artifact("gguf")["path"], texts, model.max_seq_length, tmp_path)
+    found = through_llama(f16.folder / f16.artifact("gguf")["path"], texts, model.max_seq_length, tmp_path)
     assert found.lengths[0] == 256
     assert same_tokens(reference, found).all()
     assert cosines(reference.vectors, found.vectors).min() > 0.99999
@@ -154,13 +156,13 @@ def test_a_damaged_file_is_reported_not_crashed_on(f16: Built, tmp_path: Path) -
     whole = (f16.folder / f16.artifact("gguf")["path"]).read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ArtifactError, match="cut.gguf: llama.cpp failed before the first text"):
-        read_gguf(tmp_path / "cut.gguf", ["text"], 256, tmp_path)
+        through_llama(tmp_path / "cut.gguf", ["text"], 256, tmp_path)
     assert run("inspect", tmp_path / "cut.gguf").exit_code == 2
 
 
 def test_a_text_beyond_the_context_is_reported(f16: Built, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="a text has 602 tokens, but the model was trained for 512"):
-        read_gguf(f16.folder / f16.artifact("gguf")["path"], ["river " * 600], 1000, tmp_path)
+        through_llama(f16.folder / f16.artifact("gguf")["path"], ["river " * 600], 1000, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +171,11 @@ def test_a_text_beyond_the_context_is_reported(f16: Built, tmp_path: Path) -> No
 def test_a_worker_that_dies_or_hangs_half_way_is_reported_with_its_text(
     f16: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, told: str
 ) -> None:
-    monkeypatch.setattr("tierexport.verify.readers.STALLED_SECONDS", 2)
+    monkeypatch.setattr("tierexport.formats.gguf.worker_client.STALLED_SECONDS", 2)
     texts = [f"text {number} " + "about rivers " * 100 for number in range(400)]
     workers = []
 
-    class Watched(subprocess.Popen[bytes]):
+    class Watched(subprocess.Popen[str]):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             workers.append(self)
@@ -188,7 +190,7 @@ def test_a_worker_that_dies_or_hangs_half_way_is_reported_with_its_text(
     harming = threading.Thread(target=harm)
     harming.start()
     with pytest.raises(ArtifactError) as failed:
-        read_gguf(f16.folder / f16.artifact("gguf")["path"], texts, 256, tmp_path)
+        through_llama(f16.folder / f16.artifact("gguf")["path"], texts, 256, tmp_path)
     harming.join()
     done = (tmp_path / "done").stat().st_size
     assert 5 <= done < 400

@@ -13,12 +13,12 @@ import pytest
 from pyarrow import parquet
 
 from loopback_hub import COMMIT, Hub, serving
-from tierexport.beir import read_beir, read_retrieval_set
-from tierexport.datasets import calibration_texts
-from tierexport.errors import DataError
-from tierexport.recipe import read_recipe
-from tierexport.records import RetrievalSet
-from tierexport.shipped import BUILTIN
+from tierexport.base.errors import DataError
+from tierexport.base.records import RetrievalSet
+from tierexport.datasets.beir import read_beir, read_retrieval_set
+from tierexport.datasets.calibration import calibration_texts
+from tierexport.datasets.textfiles import BUILTIN
+from tierexport.recipe.schema import read_recipe
 
 Rows = list[dict[str, Any]]
 Files = dict[str, Rows | bytes]
@@ -131,7 +131,7 @@ def serve(tmp_path: Path) -> Serve:
 
 def read_from(hub: Hub, name: str, **environment: str) -> Any:
     """`read_retrieval_set` by the real client, in a place where no folder has that name."""
-    imports = "from tierexport.beir import read_retrieval_set"
+    imports = "from tierexport.datasets.beir import read_retrieval_set"
     return hub.ask(imports, "read_retrieval_set(name, Path('elsewhere'))", name, **environment)
 
 

@@ -17,9 +17,9 @@ from safetensors.numpy import save_file
 
 from conftest import RECIPES, Built, build, run
 from hostile_files import MUTATIONS, array, gguf_file, header_of, info, key, safetensors, tensor, text, write_bombs, written
-from tierexport.errors import ArtifactError
+from tierexport.base.errors import ArtifactError
 from tierexport.formats.headers import Omitted
-from tierexport.inspection import inspect
+from tierexport.formats.inspection import inspect
 
 MOST_SECONDS, MOST_MEGABYTES = 10, 200
 

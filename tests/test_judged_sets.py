@@ -13,11 +13,11 @@ import pytrec_eval
 from pyarrow import parquet
 
 from conftest import run
-from tierexport.beir import read_beir
-from tierexport.datasets import calibration_texts
-from tierexport.errors import DataError
-from tierexport.metrics import normalized
-from tierexport.records import Floats, RetrievalSet
+from tierexport.base.errors import DataError
+from tierexport.base.records import Floats, RetrievalSet
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.calibration import calibration_texts
+from tierexport.metrics.similarity import normalized
 from tierexport.vectors.scaling import fit
 from tierexport.verify.retrieval import score, without
 

@@ -1,9 +1,9 @@
 """Vectors in the cache: an answer is taken again only for the same question, asked of the same code."""
 
 import itertools
-import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -12,12 +12,19 @@ from typing import Any
 import pytest
 
 from conftest import Built, build
-from tierexport.codebase import PACKAGE, code_of, digest_of
-from tierexport.encode import VectorStore, encode, open_model
-from tierexport.records import Source
-from tierexport.source import open_source
-from tierexport.verify import kept, llama_worker
-from tierexport.verify.kept import Judged, artifact_question, key_of, reference_question
+from tierexport.base.codebase import PACKAGE, code_of, digest_of
+from tierexport.base.records import Source
+from tierexport.formats.gguf.format import Gguf
+from tierexport.formats.gguf.llama import LlamaFile
+from tierexport.formats.gguf.worker import run
+from tierexport.formats.gguf.worker_client import Worker
+from tierexport.formats.torchao.format import Torchao
+from tierexport.model import reference
+from tierexport.model.encoder import encode, open_model
+from tierexport.model.reference import ENCODER, Question, Reference, key_of, reference_question
+from tierexport.model.source import open_source
+from tierexport.model.vector_store import VectorStore
+from tierexport.verify.opened import Judged, OpenArtifact
 
 TEXTS = ["a sentence", "another one"]
 
@@ -47,38 +54,51 @@ class Traced:
 
 def test_all_code_that_makes_a_vector_is_covered(built: Built, packed: Built, minilm: Source, tmp_path: Path) -> None:
     """Whatever runs while texts are encoded: by the reference, by a GGUF in the worker, and by torchao in both layouts."""
-    traced = Traced()
     (path,) = (built.folder / "gguf").iterdir()
-    job = tmp_path / "job.json"
-    (tmp_path / "worker").mkdir()
     (tmp_path / "texts.jsonl").write_text('"a sentence"\n')
-    asked = {"path": str(path), "texts": str(tmp_path / "texts.jsonl"), "max_tokens": 64, "gpu": False}
-    job.write_text(json.dumps(asked | {"folder": str(tmp_path / "worker")}))
-    for name in ("reference", "gguf", "torchao", "packed"):
+    job = {"texts": str(tmp_path / "texts.jsonl"), "max_tokens": 64, "folder": str(tmp_path / "worker")}
+    for name in ("reference", "worker", "gguf", "torchao", "packed"):
         (tmp_path / name).mkdir()
+    worker = Worker(path)
+    try:
+        ran = ran_in(lambda: encode(open_model(minilm), TEXTS, "query: ", VectorStore(tmp_path / "reference")))
+        assert {"model/encoder.py", "model/batches.py", "model/vector_store.py"} <= ran <= names(code_of(*ENCODER))
+        ran = ran_in(lambda: run(LlamaFile(path), job)) | ran_in(lambda: worker.encode(TEXTS, "", 64, tmp_path / "gguf"))
+        assert {"formats/gguf/llama.py", "formats/gguf/worker.py"} <= ran <= names(code_of(*Gguf.reader))
+        for name, artifact in (("torchao", built), ("packed", packed)):
+            opened = Torchao().open(artifact.folder / "torchao", "cpu")
+            ran = ran_in(lambda: opened.encode(TEXTS, "", 64, tmp_path / name))  # noqa: B023  # called at once
+            assert {"formats/torchao/load.py", "model/encoder.py"} <= ran <= names(code_of(*Torchao.reader))
+        assert "formats/torchao/int4.py" in ran
+    finally:
+        worker.close()
+
+
+def ran_in(work: Callable[[], object]) -> set[str]:
+    traced = Traced()
     sys.setprofile(traced)
     try:
-        encode(open_model(minilm), TEXTS, "query: ", VectorStore(tmp_path / "reference"))
-        kept.read(Judged("gguf", path), "cpu", TEXTS, "", 64, tmp_path / "gguf")
-        kept.read(Judged("torchao", built.folder / "torchao"), "cpu", TEXTS, "", 64, tmp_path / "torchao")
-        kept.read(Judged("torchao", packed.folder / "torchao"), "cpu", TEXTS, "", 64, tmp_path / "packed")
-        llama_worker.main(str(job))
+        work()
     finally:
         sys.setprofile(None)
-    ran = names(traced.files)
-    assert {"encode.py", "formats/int4.py", "formats/torchao.py", "formats/llama.py", "verify/llama_worker.py"} <= ran
-    assert ran <= names(code_of(kept.__name__))
+    return names(traced.files)
 
 
-def test_wording_discards_no_vectors() -> None:
-    covered = names(code_of(kept.__name__))
-    assert not [each for each in covered if each.startswith(("report/", "card", "cli", "hubs/")) and each != "cardhead.py"]
-    assert not {"verify/gates.py", "verify/speed.py", "verify/verifier.py", "verdicts.py", "pipeline.py"} & covered
+OTHER_STAGES = ("report/", "cli/", "publish/", "search/", "training/", "recipe/", "verify/", "pipeline.py")
+"""Code that judges, shows or decides, and makes neither vector nor importance."""
+
+
+@pytest.mark.parametrize("code", [ENCODER, Gguf.reader, Torchao.reader, ("tierexport.formats.gguf.calibrate",)])
+def test_a_key_covers_no_code_that_the_result_can_not_depend_on(code: tuple[str, ...]) -> None:
+    covered = names(code_of(*code))
+    assert not [each for each in covered if each.startswith(OTHER_STAGES) and not each.startswith("recipe/")]
+    if code in (ENCODER, Gguf.reader, Torchao.reader):
+        assert not [each for each in covered if each.startswith(("quantize/", "recipe/", "formats/gguf/write", "artifact/"))]
 
 
 def test_code_is_followed_wherever_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In functions too, by either form of import, and through packages."""
-    import tierexport.codebase as codebase
+    import tierexport.base.codebase as codebase
 
     package = tmp_path / "tierexport"
     for name, text in {
@@ -109,6 +129,12 @@ def test_code_is_followed_wherever_it_is_imported(tmp_path: Path, monkeypatch: p
         digest_of.cache_clear()
 
 
+def asked_of(artifact: Judged, device: str, limit: int, prompt: str, texts: list[str]) -> Question:
+    """What is asked of an artifact, its texts cut at so many tokens."""
+    limited = Reference(replace(open_source("all-MiniLM-L6-v2"), max_tokens=limit))
+    return OpenArtifact(artifact, device, limited).question(prompt, texts)
+
+
 def test_no_two_questions_share_a_key(built: Built, tiny_model: Path, tmp_path: Path) -> None:
     source = open_source(str(tiny_model))
     torchao = Judged("torchao", built.folder / "torchao")
@@ -124,21 +150,21 @@ def test_no_two_questions_share_a_key(built: Built, tiny_model: Path, tmp_path: 
         reference_question(replace(source, max_tokens=17), "", TEXTS),
         reference_question(replace(source, pooling="cls"), "", TEXTS),
         reference_question(replace(source, digest=torchao.digest), "", TEXTS),
-        artifact_question(torchao, "cpu", 128, "", TEXTS),
-        artifact_question(torchao, "cuda", 128, "", TEXTS),
-        artifact_question(torchao, "cpu", 12, "", TEXTS),
-        artifact_question(torchao, "cpu", 128, "8", TEXTS),
-        artifact_question(Judged("gguf", path), "cpu", 128, "", TEXTS),
-        artifact_question(Judged("torchao", path), "cpu", 128, "", TEXTS),
+        asked_of(torchao, "cpu", 128, "", TEXTS),
+        asked_of(torchao, "cuda", 128, "", TEXTS),
+        asked_of(torchao, "cpu", 12, "", TEXTS),
+        asked_of(torchao, "cpu", 128, "8", TEXTS),
+        asked_of(Judged("gguf", path), "cpu", 128, "", TEXTS),
+        asked_of(Judged("torchao", path), "cpu", 128, "", TEXTS),
     ]
-    keys = [key_of(each) for each in questions]
+    keys = [key_of(each, ENCODER) for each in questions]
     for (one, first), (other, second) in itertools.combinations(enumerate(keys), 2):
         assert first != second, (questions[one], questions[other])
-    assert key_of(artifact_question(Judged("torchao", copied), "cpu", 128, "", TEXTS)) == keys[8]  # wherever it lies
+    assert key_of(asked_of(Judged("torchao", copied), "cpu", 128, "", TEXTS), ENCODER) == keys[8]  # wherever it lies
 
 
 def test_the_libraries_that_tokens_come_from_are_part_of_the_key(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     question = reference_question(open_source(str(tiny_model)), "", TEXTS)
-    before = key_of(question)
-    monkeypatch.setattr(kept, "_libraries", lambda: {"tokenizers": "0.0.1"})
-    assert key_of(question) != before
+    before = key_of(question, ENCODER)
+    monkeypatch.setattr(reference, "_libraries", lambda: {"tokenizers": "0.0.1"})
+    assert key_of(question, ENCODER) != before

@@ -14,16 +14,15 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from conftest import Built, encoded
+from conftest import Built, encoded, through_llama
 from tierexport import load
-from tierexport.beir import read_beir
-from tierexport.datasets import screen
-from tierexport.encode import open_model
-from tierexport.errors import ArtifactError
-from tierexport.metrics import cosines
-from tierexport.records import Source
-from tierexport.shipped import BUILTIN
-from tierexport.verify.readers import read_gguf
+from tierexport.base.errors import ArtifactError
+from tierexport.base.records import Source
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.calibration import screen
+from tierexport.datasets.textfiles import BUILTIN
+from tierexport.metrics.similarity import cosines
+from tierexport.model.encoder import open_model
 
 
 def gguf_of(built: Built) -> Path:
@@ -42,7 +41,7 @@ def test_a_gguf_is_the_model_that_it_was_made_from(f16: Built, minilm: Source, t
 
 def test_it_gives_what_verification_reads(three_tier: Built, tmp_path: Path) -> None:
     texts = screen()[:10]
-    read = read_gguf(gguf_of(three_tier), texts, 256, tmp_path).vectors
+    read = through_llama(gguf_of(three_tier), texts, 256, tmp_path).vectors
     vectors = load(str(gguf_of(three_tier))).encode(texts)
     assert cosines(np.asarray(read), vectors).min() > 0.999999
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -150,7 +149,7 @@ def test_what_can_t_be_loaded_is_an_error(three_tier: Built, tmp_path: Path) -> 
 
 def test_the_folder_opens_by_its_own_name(three_tier: Built) -> None:
     """What a hub's repository is, is the folder: its root leads to the torchao part."""
-    from tierexport.libraries import import_sentence_transformers
+    from tierexport.base.libraries import import_sentence_transformers
 
     texts = screen()[:3]
     whole = import_sentence_transformers().SentenceTransformer(str(three_tier.folder), device="cpu")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from tierexport.metrics import cosines, neighbours_kept
+from tierexport.metrics.similarity import cosines, neighbours_kept
 
 RNG = np.random.default_rng(0)
 

@@ -15,9 +15,10 @@ from loopback_hub import answering
 from loopback_modelscope import BRANCH, ModelScopeHub, serving_modelscope
 from loopback_repository import User
 from loopback_writable import Fault, Kind
-from tierexport.artifact import proven_files
-from tierexport.verdicts import Verdict, Verification
-from tierexport.workdir import file_digest, write_json
+from tierexport.artifact.folder import proven_files
+from tierexport.artifact.verdicts import Verdict, Verification
+from tierexport.base.digests import file_digest
+from tierexport.base.files import write_json
 
 TOKEN = "ms-" + "a" * 20 + "SECRET"
 NAME = "alice/tiny"

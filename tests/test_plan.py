@@ -7,7 +7,7 @@ import pytest
 
 from conftest import RECIPES, Built, run
 from tierexport import pipeline
-from tierexport.errors import PlanError, RecipeError, TierexportError
+from tierexport.base.errors import PlanError, RecipeError, TierexportError
 
 THREE_TIER = RECIPES / "three_tier.toml"
 

@@ -18,16 +18,16 @@ from huggingface_hub import ModelCard
 
 from conftest import RECIPES, Built, build, run
 from loopback_card import card_errors
-from tierexport.artifact import read_verification
-from tierexport.card import render_card
-from tierexport.cardhead import linked, read_head
-from tierexport.formats.imatrix import portable_bytes, read_imatrix
-from tierexport.formats.torchao import _drop_places
-from tierexport.localpaths import LOCAL
-from tierexport.records import Licence
+from tierexport.artifact.folder import read_verification
+from tierexport.base.records import Licence
+from tierexport.datasets.textfiles import BUILTIN
+from tierexport.formats.gguf.imatrix import portable_bytes, read_imatrix
+from tierexport.formats.torchao.tidy import _drop_places
+from tierexport.model.card_head import linked, read_head
+from tierexport.model.source import open_source
+from tierexport.publish.local_paths import LOCAL
+from tierexport.report.card import render_card
 from tierexport.report.head import head_fields
-from tierexport.shipped import BUILTIN
-from tierexport.source import open_source
 
 NAME, TOKEN = "alice/little", "hf_alice"
 SOMEBODY = "/home/somebody/models"
@@ -315,7 +315,7 @@ HEADS = {
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 def test_a_card_does_not_decide_whether_a_model_converts(tiny_model: Path, tmp_path: Path, head: str) -> None:
-    from tierexport.formats.gguf import converted
+    from tierexport.formats.gguf.convert import converted
 
     write_source(tmp_path / "little", tiny_model, f"---\n{head}\n---\n# x\n")
     source = open_source(str(tmp_path / "little"))
@@ -324,7 +324,7 @@ def test_a_card_does_not_decide_whether_a_model_converts(tiny_model: Path, tmp_p
 
 
 def test_a_trained_model_s_card_hands_on_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    from tierexport.vectoring import _card
+    from tierexport.training.run import _card
 
     write_source(tmp_path / "little", tiny_model)
     text = _card(open_source(str(tmp_path / "little"), None, NAME), "int8")

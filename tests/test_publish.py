@@ -16,7 +16,7 @@ from conftest import RECIPES, Built, build, run
 from loopback_card import card_errors
 from loopback_repository import User
 from loopback_writable import Fault, Kind, WritableHub, serving_writable
-from tierexport.shipped import BUILTIN
+from tierexport.datasets.textfiles import BUILTIN
 
 TOKEN = "hf_" + "a" * 20 + "SECRET"
 NAME = "alice/tiny"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import RECIPES, run
-from tierexport.errors import RecipeError
-from tierexport.recipe import PATH_KEYS, layer_range, parse_recipe, read_recipe, settle_paths
+from tierexport.base.errors import RecipeError
+from tierexport.recipe.schema import PATH_KEYS, layer_range, parse_recipe, read_recipe, settle_paths
 
 THREE_TIER = RECIPES / "three_tier.toml"
 

@@ -10,10 +10,10 @@ from scipy import stats
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sklearn.metrics import ndcg_score
 
-from tierexport.beir import read_beir, read_retrieval_set
-from tierexport.errors import DataError
-from tierexport.records import Floats, RetrievalSet
-from tierexport.shipped import BUILTIN
+from tierexport.base.errors import DataError
+from tierexport.base.records import Floats, RetrievalSet
+from tierexport.datasets.beir import read_beir, read_retrieval_set
+from tierexport.datasets.textfiles import BUILTIN
 from tierexport.verify.intervals import difference
 from tierexport.verify.retrieval import score, top_documents
 

@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save_file
 
 import tierexport
 from conftest import RECIPES, Built, build, run
-from tierexport.datasets import calibration_texts
-from tierexport.encode import open_model
-from tierexport.formats import ggml
-from tierexport.records import Source, Tensor
-from tierexport.rounding.distill import distill
-from tierexport.rounding.gptq import Codes, curvature_of, gptq, objective
-from tierexport.rounding.grids import GGUF_GRIDS, IQ4_NL_LEVELS, Grid, int4_grid
-from tierexport.rounding.layerwise import TOKENS, Rounded, Target, _places, round_layers
-from tierexport.rounding.packing import pack
-from tierexport.rounding.replay import Replay
-from tierexport.source import open_source
-from tierexport.workdir import Stages
+from tierexport.base.records import Source, Tensor
+from tierexport.base.stages import Stages
+from tierexport.datasets.calibration import calibration_texts
+from tierexport.formats.gguf import ggml
+from tierexport.model.encoder import open_model
+from tierexport.model.source import open_source
+from tierexport.quantize.distill import distill
+from tierexport.quantize.gptq import Codes, curvature_of, gptq, objective
+from tierexport.quantize.grids import GGUF_GRIDS, IQ4_NL_LEVELS, Grid, int4_grid
+from tierexport.quantize.layerwise import TOKENS, Rounded, Target, _places, round_layers
+from tierexport.quantize.packing import pack
+from tierexport.quantize.replay import Replay
 
 COLUMNS = 512
 GRIDS = [*GGUF_GRIDS.values(), int4_grid(32, "portable"), int4_grid(64, "packed")]
@@ -217,7 +217,7 @@ def test_layers_that_are_done_are_not_done_again(tiny_model: Path, tmp_path: Pat
         seen.append(given)
         return gptq(*given)
 
-    monkeypatch.setattr("tierexport.rounding.layerwise.gptq", counted)
+    monkeypatch.setattr("tierexport.quantize.layerwise.gptq", counted)
     resumed = round_layers(open_model(source), texts, targets, Stages(tmp_path / "cut"), "key").codes
     assert len(whole) == 12
     assert len(seen) == 6
@@ -250,7 +250,7 @@ def tuned(source: Source, folder: Path) -> Rounded:
 
 def test_tuning_resumes_and_ends_the_same(lively_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run left behind that was killed after some segments is taken, and the end is that of one left alone."""
-    monkeypatch.setattr("tierexport.rounding.distill.STEPS", 60)
+    monkeypatch.setattr("tierexport.quantize.distill.STEPS", 60)
     source = open_source(str(lively_model))
     whole = tuned(source, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -273,7 +273,7 @@ def test_tuning_resumes_and_ends_the_same(lively_model: Path, tmp_path: Path, mo
 def test_a_tuned_build_is_nearer_at_the_same_size(
     lively_model: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tierexport.rounding.distill.STEPS", 40)
+    monkeypatch.setattr("tierexport.quantize.distill.STEPS", 40)
     folder = tiny_recipe.parent
     shutil.copy(lively_model / "model.safetensors", folder / "model" / "model.safetensors")
     plain, ours = (build(tiny_recipe, folder / name, "--set", f"rounding={name}") for name in ("gptq", "distill"))

@@ -20,11 +20,13 @@ from scipy import stats
 
 from conftest import RECIPES, build, run
 from tierexport import pipeline
-from tierexport.beir import read_beir
-from tierexport.errors import InputError, PlanError
-from tierexport.exploration import Study
-from tierexport.formats.gguf import converted
-from tierexport.records import Source, Tensor
+from tierexport.base.errors import InputError, PlanError
+from tierexport.base.records import Source, Tensor
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.textfiles import BUILTIN
+from tierexport.formats.gguf.convert import converted
+from tierexport.model.description import describe
+from tierexport.model.source import open_source
 from tierexport.search import recipes
 from tierexport.search.allocate import allocate, predicted
 from tierexport.search.bench import Bench
@@ -32,8 +34,7 @@ from tierexport.search.layer_map import damage_of
 from tierexport.search.lossless import RetrievalJudge
 from tierexport.search.sensitivity import Option, types_of
 from tierexport.search.stock import quantize_stock
-from tierexport.shipped import BUILTIN
-from tierexport.source import describe, open_source
+from tierexport.search.study import Study
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,7 @@ def test_lossless_is_the_smallest_that_cannot_be_told_from_fp32(tiny_model: Path
 def test_the_frontier_falls_and_stock_types_are_llama_cpps(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tierexport.exploration.CURVE_POINTS", 4)
+    monkeypatch.setattr("tierexport.search.frontier.CURVE_POINTS", 4)
     done = run("search", tiny_model, "--frontier", "--picture", tmp_path / "frontier.svg", "--json")
     assert done.exit_code == 0, done.stderr
     points = json.loads(done.stdout)["points"]
@@ -249,7 +250,7 @@ def test_the_map_tells_layers_apart(tiny_recipe: Path, tmp_path: Path, monkeypat
 
 def test_the_map_of_a_layer_that_does_nothing(study: Study) -> None:
     """Its output is its input: it rewrites nothing, and the readings are those of the layer before."""
-    from tierexport.encode import open_model
+    from tierexport.model.encoder import open_model
     from tierexport.search.layers import read_layers
 
     model = open_model(study.source)

@@ -16,19 +16,19 @@ from sentence_transformers import SentenceTransformer, util
 
 from conftest import RECIPES, Built, build, run
 from tierexport import load
-from tierexport.beir import read_beir
-from tierexport.conditions import Texts
-from tierexport.datasets import screen
-from tierexport.encode import open_model
-from tierexport.errors import SourceError, VectorError
-from tierexport.metrics import SIMILARITIES, Similarity, neighbours_kept
-from tierexport.records import Floats, Imatrix, RetrievalSet, Text, VectorSettings
+from tierexport.base.errors import SourceError, VectorError
+from tierexport.base.records import Floats, Imatrix, RetrievalSet, Text, VectorSettings
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.calibration import screen
+from tierexport.datasets.textfiles import BUILTIN
+from tierexport.metrics.similarity import SIMILARITIES, Similarity, neighbours_kept
+from tierexport.model.encoder import open_model
+from tierexport.model.source import open_source
 from tierexport.search.bench import Bench
 from tierexport.search.lossless import RetrievalJudge
-from tierexport.shipped import BUILTIN
-from tierexport.source import open_source
-from tierexport.vectoring import Encoder
+from tierexport.training.conditions import Texts
 from tierexport.vectors.codecs import Codec
+from tierexport.vectors.encoder import Encoder
 from tierexport.vectors.index import Index
 from tierexport.vectors.scaling import fit
 from tierexport.vectors.storage import read_codec, write_codec

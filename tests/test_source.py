@@ -12,12 +12,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from loopback_hub import COMMIT, Hub, serving
-from tierexport.encode import check_complete
-from tierexport.errors import InputError, MachineError, SourceError
-from tierexport.libraries import import_sentence_transformers
-from tierexport.records import Source
-from tierexport.shipped import shipped
-from tierexport.source import check_finite, describe, open_source
+from tierexport.base.errors import InputError, MachineError, SourceError
+from tierexport.base.libraries import import_sentence_transformers
+from tierexport.base.records import Source
+from tierexport.base.shipped import shipped
+from tierexport.model.description import describe
+from tierexport.model.encoder import check_complete
+from tierexport.model.source import open_source
+from tierexport.model.weights import check_finite
 
 
 @pytest.fixture

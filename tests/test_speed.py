@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tierexport.card import render_card
-from tierexport.records import Encoded
+from tierexport.artifact.verdicts import Fidelity, Verdict, Verification
+from tierexport.base.records import Encoded
+from tierexport.report.card import render_card
 from tierexport.report.page import render_page
-from tierexport.verdicts import Fidelity, Verdict, Verification
 from tierexport.verify import speed
 from tierexport.verify.speed import FEWEST_ROUNDS, WITHIN, Encode, Speed, ratio_interval, side_by_side
 

@@ -11,10 +11,10 @@ import pytest
 
 import tierexport
 from conftest import RECIPES, Built, build, run
-from tierexport.beir import read_beir
-from tierexport.datasets import screen
-from tierexport.libraries import import_sentence_transformers
-from tierexport.shipped import BUILTIN
+from tierexport.base.libraries import import_sentence_transformers
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.calibration import screen
+from tierexport.datasets.textfiles import BUILTIN
 from tierexport.vectors.storage import read_codec
 from tierexport.verify.retrieval import score
 

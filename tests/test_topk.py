@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tierexport.topk import TopK, blocks, greatest
+from tierexport.metrics.topk import TopK, blocks, greatest
 from tierexport.verify.retrieval import top_documents
 
 

@@ -11,21 +11,22 @@ import torch
 from safetensors.numpy import load_file
 
 from conftest import RECIPES, run
-from tierexport.beir import read_beir
-from tierexport.datasets import texts_in
-from tierexport.encode import open_model
-from tierexport.errors import DataError, VectorError
-from tierexport.libraries import import_sentence_transformers
-from tierexport.metrics import normalized
-from tierexport.records import SCALINGS
-from tierexport.shipped import BUILTIN
-from tierexport.source import open_source
-from tierexport.vectoring import Training, _with_head, open_encoder, train_model
+from tierexport.base.errors import DataError, VectorError
+from tierexport.base.libraries import import_sentence_transformers
+from tierexport.base.paths import cache_dir
+from tierexport.base.records import SCALINGS
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.calibration import texts_in
+from tierexport.datasets.textfiles import BUILTIN
+from tierexport.metrics.similarity import normalized
+from tierexport.model.encoder import open_model
+from tierexport.model.source import open_source
+from tierexport.training.run import Training, _with_head, train_model
+from tierexport.training.trainees import Head, Network, applied
+from tierexport.training.training import Goal, Pairs, Rows, Schedule, Trained, train
 from tierexport.vectors.codecs import TOP
+from tierexport.vectors.encoder import open_encoder
 from tierexport.vectors.storage import read_codec
-from tierexport.vectors.trainees import Head, Network, applied
-from tierexport.vectors.training import Goal, Pairs, Rows, Schedule, Trained, train
-from tierexport.workdir import cache_dir
 
 SHORT = Schedule(steps=60, every=20, batch=64, contrast=0.5)
 
@@ -103,7 +104,7 @@ def test_a_damaged_state_is_begun_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_run_that_was_killed_ends_in_the_same_weights(cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tierexport.vectors.training.REFITTED", 15)  # so that bounds are chosen between the checkpoints, too
+    monkeypatch.setattr("tierexport.training.training.REFITTED", 15)  # so that bounds are chosen between the checkpoints, too
     whole = train_head(pairs(), Goal("binary"), SHORT, tmp_path / "whole")
 
     class KilledError(Exception):

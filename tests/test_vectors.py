@@ -15,10 +15,10 @@ from hypothesis.extra.numpy import arrays
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from tierexport.errors import VectorError
-from tierexport.metrics import normalized
-from tierexport.records import SCALINGS, Floats
-from tierexport.topk import Indices, greatest
+from tierexport.base.errors import VectorError
+from tierexport.base.records import SCALINGS, Floats
+from tierexport.metrics.similarity import normalized
+from tierexport.metrics.topk import Indices, greatest
 from tierexport.vectors.codecs import CHUNK_ROWS, LARGE, TOP, Codec, pack, packed_bytes, unpack
 from tierexport.vectors.index import Index
 from tierexport.vectors.scaling import fit, random_rotation, widening

@@ -18,18 +18,21 @@ from transformers import BertConfig, BertModel
 
 from conftest import MINILM, RECIPES, Built, build, encoded, run
 from tierexport import pipeline
-from tierexport.beir import read_beir
-from tierexport.datasets import read_sts, screen
-from tierexport.encode import VectorStore, length_sorted, open_model
-from tierexport.errors import DataError
-from tierexport.records import Encoded, Gate, RetrievalSet, Source
-from tierexport.shipped import BUILTIN
-from tierexport.verdicts import Fidelity, Verdict
+from tierexport.artifact.verdicts import Fidelity, Verdict
+from tierexport.base.digests import folder_digests
+from tierexport.base.errors import DataError
+from tierexport.base.locks import locked
+from tierexport.base.records import Encoded, Gate, RetrievalSet, Source
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.calibration import read_sts, screen
+from tierexport.datasets.textfiles import BUILTIN
+from tierexport.model.batches import length_sorted
+from tierexport.model.encoder import open_model
+from tierexport.model.vector_store import VectorStore
 from tierexport.verify import gates
 from tierexport.verify.fidelity import measure, same_tokens, token_examples
 from tierexport.verify.intervals import correlation_interval, mean_interval
 from tierexport.verify.retrieval import Vectors, judge, score
-from tierexport.workdir import folder_digests, locked
 
 RETRIEVAL = BUILTIN / "retrieval"
 
@@ -57,7 +60,7 @@ def test_batches_hold_every_text_once_within_the_budget(lengths: list[int], budg
 def test_blocks_don_t_show(minilm: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, texts = open_model(minilm), screen()[:30]
     whole = encoded(model, texts, tmp_path)
-    monkeypatch.setattr("tierexport.encode.BLOCK_TEXTS", 7)
+    monkeypatch.setattr("tierexport.model.encoder.BLOCK_TEXTS", 7)
     parts = encoded(model, texts, tmp_path)
     assert np.abs(whole.vectors - parts.vectors).max() < 1e-5
     assert (whole.tokens == parts.tokens).all()

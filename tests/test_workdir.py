@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tierexport.errors import ArtifactError, MachineError
-from tierexport.workdir import Stages, building, making, stage_key, write_whole, writing
+from tierexport.base.errors import ArtifactError, MachineError
+from tierexport.base.files import write_whole, writing
+from tierexport.base.outputs import building, making
+from tierexport.base.stages import Stages, stage_key
 
 
 class Maker:
@@ -65,9 +67,12 @@ def test_what_a_killed_stage_left_is_not_taken(tmp_path: Path) -> None:
     assert [file.name for file in folder.iterdir()] == ["file"]
 
 
+MODULE = "tierexport.base.stages"
+
+
 def test_keys_differ_with_their_inputs() -> None:
-    assert stage_key("a", 1) == stage_key("a", 1)
-    assert len({stage_key("a", 1), stage_key("a", 2), stage_key("a"), stage_key(["a", 1])}) == 4
+    assert stage_key(MODULE, "a", 1) == stage_key(MODULE, "a", 1)
+    assert len({stage_key(MODULE, *each) for each in (("a", 1), ("a", 2), ("a",), (["a", 1],))}) == 4
 
 
 def test_a_build_takes_the_place_of_the_last_one_whole(tmp_path: Path) -> None:

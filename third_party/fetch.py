@@ -2,7 +2,7 @@
 
 import sys
 
-from tierexport.archive import sources
+from tierexport.base.archive import sources
 
 if __name__ == "__main__":
     sys.stdout.write(f"{sources()}\n")

@@ -10,6 +10,6 @@ def load(path: str, device: str = "cpu"):  # type: ignore[no-untyped-def]  # kee
     packed torchao folder runs through its 4-bit kernels where this machine has them, and through dequantized weights
     elsewhere. Raises `ArtifactError` when there is no such artifact, or it can't be loaded.
     """
-    from tierexport.loading import load as load_artifact
+    from tierexport.formats.loading import load as load_artifact
 
     return load_artifact(path, device)

@@ -1,16 +1,15 @@
 """The order of the stages. Read this after `records.py`: it is the whole program on one page."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from jinja2 import UndefinedError
 
-from tierexport.archive import tools
-from tierexport.artifact import (
+from tierexport.artifact.folder import (
     CARD,
     CODEC,
     ENTRANCE,
@@ -19,44 +18,50 @@ from tierexport.artifact import (
     PAGE,
     RECIPE,
     VERIFICATION,
-    artifacts_at,
     proven_files,
     read_manifest,
 )
-from tierexport.calibrate import measure_importance, texts_digest
-from tierexport.card import POOLED, render_card
-from tierexport.comparison import Compared, compare
-from tierexport.datasets import calibration_texts
-from tierexport.encode import check_complete, open_model
-from tierexport.errors import ArtifactError, DataError
-from tierexport.formats import formats_of, gguf, torchao
-from tierexport.formats.gguf import converted, source_stages
-from tierexport.formats.imatrix import check_fits, portable_bytes, read_imatrix, write_imatrix
-from tierexport.formats.torchao import weight_bytes
-from tierexport.model_folder import modules
-from tierexport.plan import make_plan
-from tierexport.progress import note, stage
-from tierexport.recipe import read_recipe
-from tierexport.records import Artifact, Floats, FormatPlan, Gate, Imatrix, Plan, Recipe, Source, Text, VerifySettings
+from tierexport.artifact.verdicts import Conversion, Verification
+from tierexport.base.archive import tools
+from tierexport.base.errors import ArtifactError, DataError
+from tierexport.base.files import write_json, write_whole
+from tierexport.base.locks import locked
+from tierexport.base.outputs import building
+from tierexport.base.paths import expanded
+from tierexport.base.progress import note, stage
+from tierexport.base.records import NO_IMATRIX, Artifact, Gate, Imatrix, Source, VerifySettings
+from tierexport.base.registry import FORMATS
+from tierexport.base.stages import Stages
+from tierexport.formats import formats_of
+from tierexport.formats.artifacts import artifacts_at
+from tierexport.formats.export import export, layers_done
+from tierexport.formats.gguf.imatrix import portable_bytes
+from tierexport.formats.protocol import Job
+from tierexport.model.encoder import check_complete
+from tierexport.model.folder import modules
+from tierexport.model.reference import Reference
+from tierexport.model.source import open_source
+from tierexport.model.weights import check_finite
+from tierexport.recipe.plan import Plan, make_plan
+from tierexport.recipe.schema import read_recipe
+from tierexport.recipe.sharing import Shared, relocated, reopened, share
+from tierexport.report.card import POOLED, render_card
+from tierexport.report.comparison import Compared, compare
 from tierexport.report.page import render_page
-from tierexport.report.pictures import compare_picture, kind_of
-from tierexport.rounding.distill import STEPS, distill
-from tierexport.rounding.layerwise import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, Rounded, Target, round_layers
-from tierexport.sharing import Shared, relocated, reopened, share
-from tierexport.source import check_finite, open_source
-from tierexport.vectoring import Encoder
+from tierexport.report.pictures import compare_picture, frontier_picture, kind_of, map_picture
+from tierexport.search import find, mapping
+from tierexport.search.found import Found, Frontier
+from tierexport.search.frontier import frontier
+from tierexport.search.layer_map import ModelMap
 from tierexport.vectors.codecs import Codec
+from tierexport.vectors.encoder import Encoder
 from tierexport.vectors.storage import read_codec, write_codec
-from tierexport.verdicts import Conversion, Verification
-from tierexport.verify import Judged, Material, Reference, read_material, verify
 from tierexport.verify.conversion import DESPITE, check_conversion, refuse_failed
-from tierexport.workdir import Stages, building, expanded, file_digest, locked, stage_key, write_json, write_whole
+from tierexport.verify.opened import Judged
+from tierexport.verify.verifier import Material, read_material, verify
 
 DEVICES = ("cpu", "cuda")
 """Where artifacts are verified; a device that is not there is reported as not run."""
-
-BLIND_TO_IMPORTANCE = ("F32", "F16", "Q8_0")
-"""Types that come out the same with importance and without."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +102,15 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
             check_complete(source)
         conversion = _conversion(made, despite)
         codec = output_codec(made)
-        imatrix = importance(made)
+        formats = formats_of(recipe)
+        jobs = [Job(planned, made, fmt.calibrated(planned, made)) for fmt, planned in zip(formats, made, strict=True)]
+        imatrix = next((job.imatrix for job in jobs if job.imatrix.path), NO_IMATRIX)
         _drop_leftovers(work, made)
         if imatrix.path:
             write_whole(work / IMATRIX, portable_bytes(imatrix.path))
         if codec:
             write_codec(work / CODEC, codec)
-        artifacts = tuple(export(fmt, made, imatrix, work) for fmt in made.formats)
-        for artifact in artifacts:
-            if artifact.format == "torchao":
-                torchao.write_entrance(artifact.path)
+        artifacts = tuple(export(fmt, job, work) for fmt, job in zip(formats, jobs, strict=True))
         judged = [Judged(artifact.format, artifact.path) for artifact in artifacts]
         verification = _verify(judged, source, material, recipe.verify.gates, DEVICES, codec)
         shared = share(recipe, source, imatrix.path is not None)
@@ -117,23 +121,24 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
 
 
 def _conversion(made: Plan, despite: Sequence[str]) -> Conversion | None:
-    """What llama.cpp makes of the unquantized GGUF, where one is built. Raises ConversionError for what is wrong."""
-    if not any(fmt.format == "gguf" for fmt in made.formats):
-        return None
-    with stage("Checking the conversion") as running:
-        found = check_conversion(made.source, Reference(made.source, running.say))
-    if DESPITE not in despite:
-        refuse_failed(made.source, found)
-    return found
+    """What a foreign converter's unquantized artifact is worth, where one is built. Raises ConversionError."""
+    for fmt in formats_of(made.recipe):
+        if fmt.converted_by_others and (file := fmt.unquantized(made.source)):
+            with stage("Checking the conversion") as running:
+                found = check_conversion(fmt, file, Reference(made.source, running.say))
+            if DESPITE not in despite:
+                refuse_failed(made.source, found)
+            return found
+    return None
 
 
 def _drop_leftovers(work: Path, made: Plan) -> None:
     """Remove what an earlier build of another recipe left in the folder that this one starts from."""
     for name in (IMATRIX, CODEC, *ENTRANCE):
         (work / name).unlink(missing_ok=True)
-    for name in set(_EXPORT) - {fmt.format for fmt in made.formats}:
+    for name in set(FORMATS) - {fmt.format for fmt in made.formats}:
         Stages(work).drop(name)
-        Stages(work / f".rounding-{name}").clear()
+        layers_done(work, name).clear()
 
 
 def verify_again(
@@ -237,137 +242,15 @@ def output_codec(made: Plan) -> Codec | None:
         return None
     encoder = Encoder(source)
     if settings and not settings.codec:
-        return encoder.fit(settings, [text.text for text in _texts(recipe)])
+        return encoder.fit(settings, [text.text for text in made.texts.texts])
     codec, _ = read_codec(recipe.folder / expanded(settings.codec) if settings and settings.codec else own)
     encoder.check(codec)
     return codec
 
 
-def importance(made: Plan) -> Imatrix:
-    """The imatrix a plan needs: the one its recipe names, or one measured now (or before)."""
-    planned = next((fmt for fmt in made.formats if fmt.format == "gguf"), None)
-    settings = made.recipe.calibration
-    if planned is None or all(row.type in BLIND_TO_IMPORTANCE for row in planned.rows):
-        return Imatrix({}, "", 0)
-    if settings.imatrix:
-        imatrix = read_imatrix(made.recipe.folder / expanded(settings.imatrix))
-    else:
-        imatrix = read_imatrix(_measured_imatrix(made, planned))
-    check_fits(imatrix, [row.tensor for row in planned.rows])
-    return imatrix
-
-
-def _measured_imatrix(made: Plan, planned: FormatPlan) -> Path:
-    settings = made.recipe.calibration
-    texts = _texts(made.recipe)
-    dataset = texts_digest(texts, settings.texts)
-
-    def measure(folder: Path) -> None:
-        running.total(len(texts))
-        found = measure_importance(open_model(made.source), texts, dataset, running.step)
-        write_imatrix(found, [row.tensor for row in planned.rows], folder / "imatrix.gguf")
-
-    with stage("Calibrating") as running:
-        folder = source_stages(made.source).run(f"imatrix-{dataset}", stage_key(dataset, tools()), measure)
-    return folder / "imatrix.gguf"
-
-
-def _export_gguf(plan: FormatPlan, recipe: Recipe, source: Source, imatrix: Imatrix, stages: Stages) -> Artifact:
-    name = f"{source.name}-{recipe.name}.gguf"
-    with stage("Converting"):
-        converted(source)
-
-    def write(folder: Path) -> dict[str, Any]:
-        rounded = NOTHING_ROUNDED
-        if _feeds_back(plan):
-            parts = gguf.targets(plan, source, imatrix), functools.partial(gguf.tunable, plan, source)
-            rounded = _round(recipe, source, _layers(stages, plan), key, *parts)
-        with stage("Writing the GGUF") as running:
-            running.total(plan.parameters)
-            gguf.write_gguf(plan, recipe, source, imatrix, rounded, folder / name, running.step)
-        return _outcome(rounded, plan)
-
-    key = _key(plan, recipe, source, imatrix.path and file_digest(imatrix.path))
-    folder = stages.run("gguf", key, write)
-    _layers(stages, plan).clear()
-    return Artifact("gguf", folder / name, (folder / name).stat().st_size, plan.carried_out(**stages.notes("gguf")))
-
-
-def _export_torchao(plan: FormatPlan, recipe: Recipe, source: Source, _: Imatrix, stages: Stages) -> Artifact:
-    def write(folder: Path) -> dict[str, Any]:
-        rounded = NOTHING_ROUNDED
-        if _feeds_back(plan):
-            targets = torchao.targets(plan, recipe.torchao, source)
-            rounded = _round(recipe, source, _layers(stages, plan), key, targets, torchao.tunable)
-        with stage("Writing the torchao folder") as running:
-            running.total(plan.parameters)
-            torchao.write_torchao(plan, recipe.torchao, source, rounded, folder, running.step)
-        return _outcome(rounded, plan)
-
-    key = _key(plan, recipe, source, asdict(recipe.torchao))
-    folder = stages.run("torchao", key, write)
-    _layers(stages, plan).clear()
-    return Artifact("torchao", folder, weight_bytes(folder), plan.carried_out(**stages.notes("torchao")))
-
-
-def _texts(recipe: Recipe) -> list[Text]:
-    return calibration_texts(recipe.calibration.texts, recipe.calibration.count, recipe.folder)
-
-
-def _feeds_back(plan: FormatPlan) -> bool:
-    """Whether anything of a plan is rounded with error feedback."""
-    return any(row.rounding != "nearest" for row in plan.rows)
-
-
-def _round(
-    recipe: Recipe, source: Source, done: Stages, key: str, targets: list[Target],
-    tunable: Callable[[Mapping[str, Floats]], list[str]],
-) -> Rounded:  # fmt: skip
-    """What error feedback makes of a plan's matrices, and tuning of that where the recipe asks for it."""
-    texts, tuned = _texts(recipe), recipe.rounding == "distill"
-    model = open_model(source)
-    parameters = {
-        name: each.detach().numpy().copy() for name, each in model.transformers_model.named_parameters() if each.dim() == 1
-    }
-    with stage("Rounding layer by layer") as running:
-        running.total(sum(each.tensor.parameters for each in targets if each.tensor.layer is not None))
-        tokens = TOKENS_TO_TUNE if tuned else TOKENS
-        rounded = round_layers(model, texts, targets, done, key, tokens, running.step)
-    if not tuned:
-        return rounded
-    with stage("Tuning") as running:
-        running.total(STEPS)
-        return distill(model, open_model(source), texts, rounded, tunable(parameters), done, key, running.step)
-
-
-def _layers(stages: Stages, plan: FormatPlan) -> Stages:
-    """Where the layers that are done are kept until the artifact is."""
-    return Stages(stages.root / f".rounding-{plan.format}")
-
-
-def _outcome(rounded: Rounded, plan: FormatPlan) -> dict[str, Any]:
-    """What `FormatPlan.carried_out` has to know."""
-    asked = [row.tensor.name for row in plan.rows if row.rounding != "nearest"]
-    return {"nearest": [name for name in asked if name not in rounded.codes], "tuned": bool(rounded.kept)}
-
-
 def _told(codec: Codec) -> dict[str, Any]:
     """What a manifest says of a codec."""
     return {"path": CODEC, "stored": codec.name, **codec.as_json()}
-
-
-_EXPORT = {"gguf": _export_gguf, "torchao": _export_torchao}
-
-
-def export(fmt: FormatPlan, made: Plan, imatrix: Imatrix, folder: Path) -> Artifact:
-    """Write one format of a plan into a folder, unless what is there was made from the same."""
-    return _EXPORT[fmt.format](fmt, made.recipe, made.source, imatrix, Stages(folder))
-
-
-def _key(plan: FormatPlan, recipe: Recipe, source: Source, extra: Any) -> str:
-    rows = [[row.tensor.name, row.type, row.rounding] for row in plan.rows]
-    read = texts_digest(_texts(recipe), recipe.calibration.texts) if _feeds_back(plan) else ""
-    return stage_key(asdict(source) | {"path": ""}, recipe.name, recipe.rounding, rows, read, extra, tools())
 
 
 def describe(
@@ -406,7 +289,7 @@ def describe(
             "rounding": recipe.rounding,
             "torchao": asdict(recipe.torchao),
             "calibration": {"dataset": imatrix.dataset, "texts": imatrix.chunks} if imatrix.path else None,
-            "rounding_texts": texts_digest(_texts(recipe), recipe.calibration.texts) if any(map(_feeds_back, made)) else None,
+            "rounding_texts": made.texts.digest if any(planned.feeds_back for planned in made) else None,
         },
         "conversion": conversion and conversion.as_json(),
         "texts": list(shared.texts),
@@ -424,3 +307,37 @@ def _describe_artifact(artifact: Artifact, folder: Path) -> dict[str, Any]:
         "bytes": artifact.bytes,
         "stored_bits": artifact.stored_bits,
     }
+
+
+def search(model: str, bits: float | None, size: int | None, out: Path | None) -> tuple[Found, Build]:
+    """Find the best recipe under a budget (`search.find.search`), build and verify it. Raises InputError."""
+    return _built(find.search(model, bits, size, out))
+
+
+def search_lossless(model: str, data: str | None, out: Path | None) -> tuple[Found, Build]:
+    """Find the smallest recipe that retrieval on `data`, or the built-in set, can't tell from fp32, build and verify it."""
+    name = data or "builtin"
+    return _built(find.search_lossless(model, name, out), f"verify.data={json.dumps([name])}")
+
+
+def map_model(model: str, picture: Path) -> ModelMap:
+    """A model's layers (`search.mapping.map_model`), drawn to `picture`. Raises InputError or MachineError."""
+    kind = kind_of(picture)
+    found = mapping.map_model(model)
+    write_whole(picture, map_picture(found, kind))
+    return found
+
+
+def draw_frontier(model: str, picture: Path) -> Frontier:
+    """Bytes against loss (`search.frontier.frontier`), drawn to `picture`. Raises InputError or MachineError."""
+    kind = kind_of(picture)
+    found = frontier(model)
+    write_whole(picture, frontier_picture(found, kind))
+    return found
+
+
+def _built(found: Found, *overrides: str) -> tuple[Found, Build]:
+    """Build what was found; the size is that of the file."""
+    built = build(found.recipe, overrides=overrides)
+    (artifact,) = built.manifest["artifacts"]
+    return replace(found, bytes=artifact["bytes"], stored_bits=artifact["stored_bits"]), built

@@ -8,8 +8,8 @@ import sys
 
 import torch
 
-from tierexport.formats.int4 import pack_int4, unpack_int4
-from tierexport.libraries import import_sentence_transformers
+from tierexport.base.libraries import import_sentence_transformers
+from tierexport.formats.torchao.int4 import pack_int4, unpack_int4
 
 ROWS, COLUMNS, TEXTS = 1536, 384, 64
 LARGEST_ERROR = 0.02

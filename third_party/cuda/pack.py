@@ -20,9 +20,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tierexport import archive
-from tierexport.doctor import DEMO_PACKAGE
-from tierexport.workdir import cache_dir, file_digest
+from tierexport.base import archive
+from tierexport.base.digests import file_digest
+from tierexport.base.paths import cache_dir
+from tierexport.cli.doctor import DEMO_PACKAGE
 
 ROOT = Path(__file__).parents[2]
 PART_BYTES = 48 << 20

@@ -1,11 +1,19 @@
-"""The artifacts' formats: what a tier means in each, and how one is written and opened."""
+"""The artifacts' formats: what a tier means in each, and how one is written, opened, inspected and described."""
 
-from tierexport.formats.gguf import GgufFormat
-from tierexport.formats.torchao import TorchaoFormat
-from tierexport.records import Format, Recipe
+from importlib import import_module
+
+from tierexport.base.records import Recipe
+from tierexport.base.registry import FORMATS
+from tierexport.formats.protocol import Format
+
+
+def format_named(name: str, recipe: Recipe | None = None) -> Format:
+    """The object of a registered format, set up as a recipe says. Raises KeyError for a name that is not registered."""
+    module, _, kind = FORMATS[name].partition(":")
+    found: Format = getattr(import_module(module), kind)(recipe)
+    return found
 
 
 def formats_of(recipe: Recipe) -> tuple[Format, ...]:
-    """The formats a recipe asks for, set up as it says."""
-    known: dict[str, Format] = {"gguf": GgufFormat(), "torchao": TorchaoFormat(recipe.torchao)}
-    return tuple(known[name] for name in recipe.formats)
+    """The formats that a recipe asks for, set up as it says."""
+    return tuple(format_named(name, recipe) for name in recipe.formats)

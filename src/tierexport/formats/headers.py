@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import gguf
 
-from tierexport.errors import ArtifactError
+from tierexport.base.errors import ArtifactError
 
 GGUF_HEADER_BYTES, SAFETENSORS_HEADER_BYTES = 1 << 26, 100_000_000
 """The most a header may take: four times the largest vocabulary with its merges; the format's own limit."""

@@ -1,1 +1,1 @@
-"""Renders what is known for people. Computes nothing."""
+"""How what is known is shown."""

@@ -7,10 +7,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from tierexport.metrics import SIMILARITIES
+from tierexport.artifact.verdicts import RetrievalVerdict, Verdict, Verification
+from tierexport.metrics.similarity import SIMILARITIES
+from tierexport.model.roles import ROLES
 from tierexport.report.tables import bits_of
-from tierexport.roles import ROLES
-from tierexport.verdicts import RetrievalVerdict, Verdict, Verification
 
 WIDTH, HEIGHT = 640, 100
 BINS = 40

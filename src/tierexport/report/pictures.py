@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tierexport.comparison import Compared, Interval
-from tierexport.errors import InputError
+from tierexport.base.errors import InputError
+from tierexport.report.comparison import Compared, Interval
 from tierexport.search.found import Frontier
 from tierexport.search.layer_map import ModelMap
 

@@ -5,11 +5,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tierexport.formats import gguf, torchao
-from tierexport.recipe import BITS, KEYS
-from tierexport.records import FIDELITY_GATES, RETRIEVAL_GATES, STORED
-from tierexport.roles import GROUPS, ROLES
-from tierexport.rounding.grids import GGUF_GRIDS
+from tierexport.base.records import FIDELITY_GATES, RETRIEVAL_GATES, STORED
+from tierexport.formats.gguf import types as gguf
+from tierexport.formats.torchao import types as torchao
+from tierexport.model.roles import GROUPS, ROLES
+from tierexport.quantize.grids import GGUF_GRIDS
+from tierexport.recipe.schema import BITS, KEYS
 
 
 def updated(page: str) -> str:

@@ -7,16 +7,17 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tierexport.comparison import Compared
+from tierexport.artifact.verdicts import Fidelity, Verification
+from tierexport.base.records import FormatPlan, Tensor
 from tierexport.formats.headers import Omitted
-from tierexport.hubs.publication import Publication
-from tierexport.inspection import Inspection, nominal_bits
-from tierexport.metrics import SIMILARITIES
-from tierexport.records import FormatPlan, Plan, Tensor
-from tierexport.roles import KEPT_ROLE, ROLES
+from tierexport.formats.inspection import Inspection, nominal_bits
+from tierexport.metrics.similarity import SIMILARITIES
+from tierexport.model.roles import KEPT_ROLE, ROLES
+from tierexport.publish.publication import Publication
+from tierexport.recipe.plan import Plan
+from tierexport.report.comparison import Compared
 from tierexport.search.found import Found, Frontier
 from tierexport.search.layer_map import ModelMap
-from tierexport.verdicts import Fidelity, Verification
 
 COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green", 16: "cyan", 32: "blue"}
 """Warm is crushed, cold is kept: the same colours wherever tiers are shown."""

@@ -1,1 +1,1 @@
-"""Finding tiers: what each layer does, what rounding it costs, and how to spend the bytes."""
+"""Which types are best for a model."""

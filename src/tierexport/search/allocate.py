@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import optimize
 
-from tierexport.errors import InputError
+from tierexport.base.errors import InputError
 from tierexport.search.sensitivity import Option, Options
 
 SCALE = 1e6

@@ -12,13 +12,13 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from tierexport.calibrate import floored
-from tierexport.encode import length_sorted, prompt_for, token_ids
-from tierexport.errors import PlanError
-from tierexport.formats import ggml
-from tierexport.metrics import cosines
-from tierexport.records import Floats, Imatrix, Tensor, Text
-from tierexport.roles import gguf_name
+from tierexport.base.errors import PlanError
+from tierexport.base.records import Floats, Imatrix, Tensor, Text
+from tierexport.formats.gguf import ggml
+from tierexport.metrics.similarity import cosines
+from tierexport.model.batches import length_sorted, prompt_for, token_ids
+from tierexport.model.roles import gguf_name
+from tierexport.quantize.importance import floored
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -6,10 +6,10 @@ from typing import Any
 
 from scipy import stats
 
-from tierexport.errors import PlanError
-from tierexport.formats.gguf import NATIVE_OF_BITS, fits
-from tierexport.metrics import neighbours_kept
-from tierexport.records import Tensor
+from tierexport.base.errors import PlanError
+from tierexport.base.records import Tensor
+from tierexport.formats.gguf.types import NATIVE_OF_BITS, fits
+from tierexport.metrics.similarity import neighbours_kept
 from tierexport.search.bench import Bench
 from tierexport.search.layers import LayerReading, binding_layer
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tierexport.encode import length_sorted, prompt_for
-from tierexport.metrics import normalized
-from tierexport.records import Floats, Text
+from tierexport.base.records import Floats, Text
+from tierexport.metrics.similarity import normalized
+from tierexport.model.batches import length_sorted, prompt_for
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tierexport.encode import VectorStore, encode, prompt_for
-from tierexport.metrics import Similarity
-from tierexport.records import Floats, RetrievalSet, Source
+from tierexport.base.records import Floats, RetrievalSet, Source
+from tierexport.metrics.similarity import Similarity
+from tierexport.model.batches import prompt_for
+from tierexport.model.encoder import encode
+from tierexport.model.vector_store import VectorStore
 from tierexport.search.bench import Bench
 from tierexport.verify.intervals import difference
 from tierexport.verify.retrieval import score

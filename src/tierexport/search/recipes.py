@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tierexport.formats.gguf import NATIVE_OF_BITS
+from tierexport.formats.gguf.types import NATIVE_OF_BITS
 from tierexport.search.sensitivity import PARTS, Group
 
 

@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tierexport.formats.gguf import WRITABLE, GgufFormat, fits, padded
-from tierexport.records import Tensor
-from tierexport.roles import GROUPS, KEPT_ROLE
+from tierexport.base.digests import value_digest
+from tierexport.base.records import Tensor
+from tierexport.base.stages import Stages
+from tierexport.formats.gguf.types import WRITABLE, fits, tensor_bytes
+from tierexport.formats.gguf.write import padded
+from tierexport.model.roles import GROUPS, KEPT_ROLE
 from tierexport.search.bench import Bench
-from tierexport.workdir import Stages, value_digest
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "embeddings": GROUPS["embeddings"],
@@ -65,7 +67,7 @@ def types_of(group: Group) -> tuple[str, ...]:
 
 def group_bytes(group: Group, native: str) -> int:
     """Bytes of a group in the file, padding included."""
-    return sum(padded(GgufFormat().tensor_bytes(tensor, native)) for tensor in group.tensors)
+    return sum(padded(tensor_bytes(tensor, native)) for tensor in group.tensors)
 
 
 def measure(

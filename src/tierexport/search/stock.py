@@ -6,8 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tierexport.errors import PlanError
-from tierexport.records import Imatrix
+from tierexport.base.errors import PlanError
+from tierexport.base.records import Imatrix
 
 STOCK = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL")
 """File types of llama-quantize that embedding models are offered in."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tierexport.formats.imatrix import read_imatrix
+from tierexport.formats.gguf.imatrix import read_imatrix
 
 
 def main(job_file: str) -> None:

@@ -1,1 +1,1 @@
-"""Quantizing what a model puts out: codecs, how their bounds are chosen, scoring, and training for them."""
+"""How a vector is stored: codecs, what bounds they take, and searching codes."""

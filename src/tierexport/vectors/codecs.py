@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tierexport.errors import VectorError
-from tierexport.metrics import normalized
-from tierexport.records import Floats
+from tierexport.base.errors import VectorError
+from tierexport.base.records import Floats
+from tierexport.metrics.similarity import normalized
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tierexport.errors import VectorError
-from tierexport.records import Floats
-from tierexport.topk import QUERIES, Indices, TopK, blocks, greatest
+from tierexport.base.errors import VectorError
+from tierexport.base.records import Floats
+from tierexport.metrics.topk import QUERIES, Indices, TopK, blocks, greatest
 from tierexport.vectors.codecs import Bytes, Codec, unpack
 from tierexport.vectors.storage import to_faiss
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from tierexport.errors import VectorError
-from tierexport.records import SCALINGS, Floats
+from tierexport.base.errors import VectorError
+from tierexport.base.records import SCALINGS, Floats
 from tierexport.vectors.codecs import CELLS, Codec
 
 MOMENTUM = 0.99

@@ -9,10 +9,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from tierexport.errors import VectorError
-from tierexport.libraries import import_faiss
+from tierexport.base.errors import VectorError
+from tierexport.base.files import write_whole
+from tierexport.base.libraries import import_faiss
 from tierexport.vectors.codecs import Bytes, Codec, check_codes
-from tierexport.workdir import write_whole
 
 VERSION = "1"
 

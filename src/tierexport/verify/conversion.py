@@ -4,17 +4,23 @@ Asked before anything is quantized: rounding would hide what went wrong, and tak
 """
 
 import json
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from tierexport.archive import tools
-from tierexport.errors import ConversionError
-from tierexport.formats.gguf import converted, source_stages
-from tierexport.records import Source
-from tierexport.verdicts import Conversion, ProbeVerdict
-from tierexport.verify.kept import Judged, Reference, encode_artifact
-from tierexport.verify.probes import by_kind, judge, probes
-from tierexport.workdir import file_digest, stage_key, write_json
+from tierexport.artifact.verdicts import Conversion, ProbeVerdict
+from tierexport.base.archive import tools
+from tierexport.base.digests import file_digest
+from tierexport.base.errors import ConversionError
+from tierexport.base.files import write_json
+from tierexport.base.records import Source
+from tierexport.base.stages import stage_key
+from tierexport.formats.protocol import Format
+from tierexport.model.reference import Reference
+from tierexport.model.stages import source_stages
+from tierexport.verify.opened import Judged, OpenArtifact
+from tierexport.verify.probes import probes
+from tierexport.verify.probing import ask_probes
 
 LEAST_COSINE = 0.9999
 """What an unquantized conversion has to reach on each probe; where it is right, it comes out at 0.99999 and more."""
@@ -25,22 +31,19 @@ DESPITE = "conversion"
 PROBES_FILE = "probes.json"
 
 
-def check_conversion(source: Source, reference: Reference) -> Conversion:
-    """What llama.cpp makes of the converted model on the probes, from the cache or found out now.
+def check_conversion(fmt: Format, file: Path, reference: Reference) -> Conversion:
+    """What a format's program makes of the unquantized artifact on the probes, from the cache or found out now.
 
-    Raises ArtifactError where llama.cpp can't load or run the file at all.
+    Raises ArtifactError where it can't load or run the file at all.
     """
-    file = converted(source)
+    source = reference.source
     asked = probes(source, reference.max_tokens)
 
     def ask(folder: Path) -> None:
-        artifact = Judged("gguf", file)
-        texts = by_kind(asked)
-        expected = {kind: reference.encode("probes", kind, each) for kind, each in texts.items()}
-        found = {kind: encode_artifact(artifact, "cpu", reference, "probes", kind, each) for kind, each in texts.items()}
-        write_json(folder / PROBES_FILE, [asdict(each) for each in judge(asked, expected, found)])
+        with closing(OpenArtifact(Judged(fmt.name, file), "cpu", reference)) as artifact:
+            write_json(folder / PROBES_FILE, [asdict(each) for each in ask_probes(artifact, asked)])
 
-    key = stage_key([asdict(each) for each in asked], reference.max_tokens, file_digest(file), tools())
+    key = stage_key(__name__, [asdict(each) for each in asked], reference.max_tokens, file_digest(file), tools())
     folder = source_stages(source).run("conversion", key, ask)
     listed = json.loads((folder / PROBES_FILE).read_text("utf-8"))
     return Conversion(tuple(ProbeVerdict(**each) for each in listed), LEAST_COSINE)

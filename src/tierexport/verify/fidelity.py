@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from tierexport.encode import not_finite
-from tierexport.errors import ArtifactError
-from tierexport.metrics import COSINE, NEIGHBOURS, Similarity, cosines, neighbours_kept
-from tierexport.records import Encoded
-from tierexport.verdicts import Fidelity
+from tierexport.artifact.verdicts import Fidelity
+from tierexport.base.errors import ArtifactError
+from tierexport.base.records import Encoded
+from tierexport.metrics.similarity import COSINE, NEIGHBOURS, Similarity, cosines, neighbours_kept
+from tierexport.model.vector_store import not_finite
 from tierexport.verify.intervals import mean_interval
 
 EXAMPLES = 3

@@ -3,8 +3,8 @@
 import operator
 from collections.abc import Callable, Iterator, Sequence
 
-from tierexport.records import RETRIEVAL_GATES, STORED, Gate
-from tierexport.verdicts import GateResult, Verdict
+from tierexport.artifact.verdicts import GateResult, Verdict
+from tierexport.base.records import RETRIEVAL_GATES, STORED, Gate
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytrec_eval
 
-from tierexport.metrics import COSINE, Similarity, cosines
-from tierexport.records import Encoded, Floats, RetrievalSet
-from tierexport.topk import TopK, blocks
-from tierexport.verdicts import RetrievalVerdict
+from tierexport.artifact.verdicts import RetrievalVerdict
+from tierexport.base.records import Encoded, Floats, RetrievalSet
+from tierexport.metrics.similarity import COSINE, Similarity, cosines
+from tierexport.metrics.topk import TopK, blocks
 from tierexport.verify.fidelity import same_tokens
 from tierexport.verify.intervals import difference
 

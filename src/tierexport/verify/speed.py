@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from tierexport.datasets import spread
-from tierexport.records import Encoded
+from tierexport.base.records import Encoded
+from tierexport.datasets.calibration import spread
 from tierexport.verify.intervals import Values
 
 TEXTS = 32

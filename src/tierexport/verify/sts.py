@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from tierexport.metrics import COSINE, Similarity
-from tierexport.records import Encoded
-from tierexport.verdicts import StsVerdict
+from tierexport.artifact.verdicts import StsVerdict
+from tierexport.base.records import Encoded
+from tierexport.metrics.similarity import COSINE, Similarity
 from tierexport.verify.intervals import correlation_interval
 
 

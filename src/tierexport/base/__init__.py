@@ -1,0 +1,1 @@
+"""Files, errors and values: what everything else stands on."""

@@ -1,0 +1,174 @@
+"""The commands that quantize vectors."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tierexport.cli.terminal import examples, json_option, model_argument, print_json, print_parts
+
+
+@click.group(epilog=examples("vectors fit all-MiniLM-L6-v2 --level binary", "vectors eval all-MiniLM-L6-v2 --help"))
+def vectors() -> None:
+    """Quantize what a model puts out: int8, int4, trinary or binary vectors, and training for them."""
+
+
+LEVELS = ("int8", "int4", "trinary", "binary")
+SCALINGS = ("rolling", "minmax", "clip")
+WIDEST = 16
+"""As in records, which imports numpy: help has to be instant."""
+
+level_option = click.option("--level", required=True, type=click.Choice(LEVELS), help="How precise vectors are.")
+scaling_option = click.option(
+    "--scaling", default=SCALINGS[0], show_default=True, type=click.Choice(SCALINGS), help="How bounds are chosen."
+)
+asymmetric_option = click.option("--asymmetric", is_flag=True, help="Documents are quantized, queries not.")
+widen_option = click.option(
+    "--widen", default=1, show_default=True, type=click.IntRange(1, WIDEST), help="So many times as many dimensions."
+)
+pairs_option = click.option(
+    "--pairs", required=True, type=click.Path(path_type=Path), help='A .jsonl of "query" and "positive".'
+)
+what_option = click.option(
+    "--what", default="head", show_default=True, type=click.Choice(("head", "lora", "model")), help="What is trained."
+)
+contrast_option = click.option(
+    "--contrast", default=0.0, show_default=True, type=click.FloatRange(0, 1), help="The contrastive loss's share."
+)
+steps_option = click.option("--steps", default=10_000, show_default=True, type=click.IntRange(1), help="Steps to train.")
+every_option = click.option("--every", default=500, show_default=True, type=click.IntRange(1), help="Between checkpoints.")
+seed_option = click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Seed of the order of pairs."
+)
+
+
+@vectors.command(
+    name="fit",
+    epilog=examples(
+        "vectors fit all-MiniLM-L6-v2 --level int8",
+        "vectors fit ORG/NAME --level binary --widen 2 --out binary.safetensors",
+    ),
+)
+@model_argument
+@level_option
+@scaling_option
+@click.option("--texts", default="builtin", show_default=True, help="builtin, a .txt or .jsonl file, or a BEIR folder.")
+@click.option("--count", default=400, show_default=True, type=click.IntRange(1), help="How many texts.")
+@click.option("--per-vector", is_flag=True, help="Ranges as multiples of each vector's own size.")
+@click.option("--rotate", is_flag=True, help="A random rotation before everything else.")
+@widen_option
+@asymmetric_option
+@click.option("--out", type=click.Path(path_type=Path), default="codec.safetensors", show_default=True, help="Codec to write.")
+@json_option
+def fit_vectors(model: str, texts: str, count: int, out: Path, as_json: bool, **settings: Any) -> None:
+    """Choose the bounds of a codec for MODEL's vectors."""
+    from tierexport.base.records import VectorSettings
+    from tierexport.vectors import commands
+
+    codec = commands.fit_codec(model, VectorSettings(**settings), texts, count, out)
+    _say_written(as_json, out, **codec.as_json())
+
+
+@vectors.command(
+    name="encode",
+    epilog=examples(
+        "vectors encode all-MiniLM-L6-v2 mine.jsonl --codec codec.safetensors",
+        "vectors encode binary_model asked.txt --codec binary_model/codec.safetensors --queries",
+    ),
+)
+@model_argument
+@click.argument("texts")
+@click.option("--codec", required=True, type=click.Path(path_type=Path), help="What fit or train wrote.")
+@click.option("--queries", is_flag=True, help="The texts are queries, and get their prompt.")
+@click.option("--out", type=click.Path(path_type=Path), default="vectors.safetensors", show_default=True, help="File to write.")
+@json_option
+def encode_vectors(model: str, texts: str, codec: Path, queries: bool, out: Path, as_json: bool) -> None:
+    """Encode TEXTS (a .txt or .jsonl file, or a BEIR folder) with MODEL, and pack the vectors."""
+    from tierexport.vectors import commands
+
+    found, count = commands.encode_texts(model, texts, codec, "query" if queries else "passage", out)
+    _say_written(as_json, out, level=found.level, vectors=count, bytes=count * found.bytes)
+
+
+@vectors.command(
+    name="train",
+    epilog=examples(
+        "vectors train all-MiniLM-L6-v2 --pairs pairs.jsonl --level binary --out binary_model",
+        "vectors train ORG/NAME --pairs pairs.jsonl --level int4 --asymmetric --what lora --out int4_model",
+    ),
+)
+@model_argument
+@pairs_option
+@level_option
+@scaling_option
+@asymmetric_option
+@widen_option
+@what_option
+@contrast_option
+@steps_option
+@every_option
+@seed_option
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Model folder to make.")
+@json_option
+def train_vectors(
+    model: str,
+    pairs: Path,
+    level: str,
+    scaling: str,
+    asymmetric: bool,
+    widen: int,
+    what: str,
+    out: Path,
+    as_json: bool,
+    **schedule: Any,
+) -> None:
+    """Train MODEL, a head or a LoRA adapter for vectors of a level; makes a model folder with its codec."""
+    from tierexport.training import run
+    from tierexport.training.trainees import schedule_for
+    from tierexport.training.training import Goal
+
+    goal = Goal(level, scaling, not asymmetric, widen)
+    trained = run.train_model(model, pairs, what, goal, schedule_for(what, **schedule), out)
+    _say_written(as_json, out, level=level, best_step=trained.step, scores=list(trained.scores))
+
+
+@vectors.command(
+    name="eval",
+    epilog=examples(
+        "vectors eval all-MiniLM-L6-v2 --pairs pairs.jsonl --data scifact --data squad",
+        "vectors eval ORG/NAME --pairs pairs.jsonl --data scifact --steps 2000 --json",
+    ),
+)
+@model_argument
+@pairs_option
+@click.option("--data", multiple=True, required=True, metavar="SET", help="A BEIR folder or a hub's ORG/NAME; several times.")
+@widen_option
+@what_option
+@contrast_option
+@steps_option
+@every_option
+@seed_option
+@json_option
+def evaluate_vectors(
+    model: str, pairs: Path, data: tuple[str, ...], widen: int, what: str, as_json: bool, **schedule: Any
+) -> None:
+    """Compare nine ways to quantize MODEL's vectors on retrieval sets: untrained, trained, and against fp32."""
+    from tierexport.report import tables
+    from tierexport.training import conditions
+    from tierexport.training.trainees import schedule_for
+
+    found = conditions.evaluate(model, data, pairs, what, schedule_for(what, **schedule), widen)
+    for note in found.notes:
+        click.echo(f"tierexport: {note}", err=True)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_parts(tables.vectors_table([row.as_json() for row in found.rows], found.similarity.words))
+
+
+def _say_written(as_json: bool, out: Path, **facts: Any) -> None:
+    """Say where something was written, and what it is."""
+    if as_json:
+        print_json({"out": str(out), **facts})
+    else:
+        click.echo(f"written to {out}: " + ", ".join(f"{name} {value}" for name, value in facts.items()))

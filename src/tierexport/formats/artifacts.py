@@ -1,0 +1,22 @@
+"""What artifacts lie at a path: those that a manifest lists, or somebody's file or folder, by its format."""
+
+from pathlib import Path
+
+from tierexport.artifact.folder import MANIFEST, read_manifest
+from tierexport.base.errors import ArtifactError
+from tierexport.base.registry import FORMATS
+from tierexport.formats import format_named
+
+
+def artifacts_at(path: Path) -> tuple[tuple[str, Path], ...]:
+    """Format and place of every artifact at a path, none of them opened.
+
+    The path is an artifact of a registered format, or a folder that tierexport built, whose manifest
+    says what has to be there. Raises ArtifactError when it is nothing of the kind.
+    """
+    if (path / MANIFEST).is_file():
+        return tuple((each["format"], path / each["path"]) for each in read_manifest(path)["artifacts"])
+    for name in FORMATS:
+        if format_named(name).is_at(path):
+            return ((name, path),)
+    raise ArtifactError(f"{path} is neither a GGUF file, nor a folder with safetensors, nor an artifact of tierexport")

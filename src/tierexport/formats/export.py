@@ -1,0 +1,76 @@
+"""Writes one format of a plan into an artifact folder, unless what is there was made from the same."""
+
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tierexport.base.archive import tools
+from tierexport.base.progress import stage
+from tierexport.base.records import Artifact, FormatPlan
+from tierexport.base.stages import Stages, stage_key
+from tierexport.formats.protocol import Format, Job
+from tierexport.model.encoder import open_model
+from tierexport.quantize.distill import STEPS, distill
+from tierexport.quantize.layerwise import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, Rounded, round_layers
+
+ROUNDERS = ("tierexport.quantize.layerwise", "tierexport.quantize.distill")
+"""Modules whose code decides what error feedback makes of a matrix."""
+
+
+def export(fmt: Format, job: Job, folder: Path) -> Artifact:
+    """The artifact of a job in `folder`, by stages that are not run again where nothing of their key has changed.
+
+    Raises PlanError when a value does not fit its type, MachineError when the disk is full.
+    """
+    fmt.unquantized(job.source)
+    stages, key = Stages(folder), key_of(fmt, job)
+
+    def write(made: Path) -> dict[str, Any]:
+        rounded = _rounded(fmt, job, layers_done(folder, fmt.name), key) if job.plan.feeds_back else NOTHING_ROUNDED
+        with stage(f"Writing {fmt.title}") as running:
+            running.total(job.plan.parameters)
+            fmt.write(job, rounded, fmt.place(job, made), running.step)
+        return {"nearest": _left_to_nearest(job.plan, rounded.codes), "tuned": bool(rounded.kept)}
+
+    path = fmt.place(job, stages.run(fmt.name, key, write))
+    layers_done(folder, fmt.name).clear()
+    fmt.write_entrance(path)
+    return Artifact(fmt.name, path, fmt.weight_bytes(path), job.plan.carried_out(**stages.notes(fmt.name)))
+
+
+def layers_done(folder: Path, name: str) -> Stages:
+    """Where the layers that are rounded already are kept until the artifact of a format is written."""
+    return Stages(folder / f".rounding-{name}")
+
+
+def key_of(fmt: Format, job: Job) -> str:
+    """The key of the artifact's stage: all that decides its bytes."""
+    rows = [[row.tensor.name, row.type, row.rounding] for row in job.plan.rows]
+    source, feeds_back = asdict(job.source) | {"path": ""}, job.plan.feeds_back
+    read = job.made.texts.digest if feeds_back else ""
+    code = (*fmt.writer, *(ROUNDERS if feeds_back else ()))
+    return stage_key(code, source, job.recipe.name, job.recipe.rounding, rows, read, fmt.settings(job), tools())
+
+
+def _left_to_nearest(plan: FormatPlan, codes: Collection[str]) -> list[str]:
+    """The tensors for which error feedback was asked, and gained nothing."""
+    return [row.tensor.name for row in plan.rows if row.rounding != "nearest" and row.tensor.name not in codes]
+
+
+def _rounded(fmt: Format, job: Job, done: Stages, key: str) -> Rounded:
+    """What error feedback makes of a plan's matrices, and tuning of that where the recipe asks for it."""
+    texts, tuned = job.made.texts.texts, job.recipe.rounding == "distill"
+    model, targets = open_model(job.source), fmt.targets(job)
+    named = model.transformers_model.named_parameters()
+    parameters = {name: each.detach().numpy().copy() for name, each in named if each.dim() == 1}
+    with stage("Rounding layer by layer") as running:
+        running.total(sum(each.tensor.parameters for each in targets if each.tensor.layer is not None))
+        tokens = TOKENS_TO_TUNE if tuned else TOKENS
+        rounded = round_layers(model, texts, targets, done, key, tokens, running.step)
+    if not tuned:
+        return rounded
+    with stage("Tuning") as running:
+        running.total(STEPS)
+        tunable = fmt.tunable(job, parameters)
+        return distill(model, open_model(job.source), texts, rounded, tunable, done, key, running.step)

@@ -1,0 +1,43 @@
+"""The imatrix that a plan needs: the one its recipe names, or one measured on the calibration texts."""
+
+from pathlib import Path
+
+from tierexport.base.archive import tools
+from tierexport.base.paths import expanded
+from tierexport.base.progress import stage
+from tierexport.base.records import NO_IMATRIX, FormatPlan, Imatrix
+from tierexport.base.stages import stage_key
+from tierexport.formats.gguf.imatrix import check_fits, read_imatrix, write_imatrix
+from tierexport.model.encoder import open_model
+from tierexport.model.stages import source_stages
+from tierexport.quantize.importance import measure_importance
+from tierexport.recipe.plan import Plan
+
+BLIND_TO_IMPORTANCE = ("F32", "F16", "Q8_0")
+"""Types that come out the same with importance and without."""
+
+
+def importance(planned: FormatPlan, made: Plan) -> Imatrix:
+    """The imatrix a plan needs: the one its recipe names, or one measured now (or before)."""
+    settings = made.recipe.calibration
+    if all(row.type in BLIND_TO_IMPORTANCE for row in planned.rows):
+        return NO_IMATRIX
+    if settings.imatrix:
+        imatrix = read_imatrix(made.recipe.folder / expanded(settings.imatrix))
+    else:
+        imatrix = read_imatrix(_measured_imatrix(made, planned))
+    check_fits(imatrix, [row.tensor for row in planned.rows])
+    return imatrix
+
+
+def _measured_imatrix(made: Plan, planned: FormatPlan) -> Path:
+    texts, dataset = made.texts.texts, made.texts.digest
+
+    def measure(folder: Path) -> None:
+        running.total(len(texts))
+        found = measure_importance(open_model(made.source), texts, dataset, running.step)
+        write_imatrix(found, [row.tensor for row in planned.rows], folder / "imatrix.gguf")
+
+    with stage("Calibrating") as running:
+        folder = source_stages(made.source).run(f"imatrix-{dataset}", stage_key(__name__, dataset, tools()), measure)
+    return folder / "imatrix.gguf"

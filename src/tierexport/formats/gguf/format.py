@@ -1,0 +1,109 @@
+"""llama.cpp's file format, as the rest of tierexport sees it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tierexport.base.digests import file_digest
+from tierexport.base.errors import PlanError
+from tierexport.base.progress import stage
+from tierexport.base.records import Floats, FormatPlan, Imatrix, Recipe, Source, Tensor, Tier
+from tierexport.formats.gguf import calibrate, types, write
+from tierexport.formats.gguf.carried import OTHER_FORMAT, refuse_more_tokens_than_rows, refuse_what_is_lost
+from tierexport.formats.gguf.convert import converted, has_dense, read_layout
+from tierexport.formats.gguf.worker_client import Worker
+from tierexport.formats.protocol import Job, Progress
+from tierexport.model.roles import KEPT_ROLE
+from tierexport.quantize.grids import GGUF_GRIDS
+from tierexport.quantize.layerwise import Rounded, Target
+from tierexport.recipe.plan import Plan
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+NO_CUDA = 'llama-cpp-python was built without CUDA: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall it'
+
+
+class Gguf:
+    """GGUF: converted by llama.cpp's own converter, rounded on ggml's grids, run by llama.cpp."""
+
+    name = "gguf"
+    title = "the GGUF"
+    writer: tuple[str, ...] = ("tierexport.formats.gguf.write",)
+    reader: tuple[str, ...] = ("tierexport.formats.gguf.worker", "tierexport.formats.gguf.worker_client")
+    converted_by_others = True
+
+    def __init__(self, recipe: Recipe | None = None) -> None:
+        del recipe  # a GGUF has no settings of its own
+
+    def tensors(self, source: Source) -> tuple[Tensor, ...]:
+        """What the converter would write. Raises PlanError when llama.cpp can't hold the model."""
+        refuse_what_is_lost(source)
+        refuse_more_tokens_than_rows(source)
+        layout = read_layout(source)
+        if has_dense(source) and not any(tensor.name.startswith("dense_") for tensor in layout.tensors):
+            raise PlanError(
+                f"{source.name} has a Dense head after pooling, which llama.cpp drops for {layout.architecture}: "
+                "the GGUF's vectors would be wrong. " + OTHER_FORMAT
+            )
+        return layout.tensors
+
+    def native_type(self, tensor: Tensor, tier: Tier) -> tuple[str, str]:
+        """The type for a tensor, and a note where it is the recipe's fallback; `types.native_type`."""
+        return types.native_type(tensor, tier)
+
+    def takes_feedback(self, tensor: Tensor, native: str) -> bool:
+        """Whether it is a matrix of a layer, and the type is one that codes are packed for."""
+        return native in GGUF_GRIDS and tensor.layer is not None and tensor.role != KEPT_ROLE and len(tensor.shape) == 2
+
+    def tensor_bytes(self, tensor: Tensor, native: str) -> int:
+        """Rows times bytes per row."""
+        return types.tensor_bytes(tensor, native)
+
+    def unquantized(self, source: Source) -> Path:
+        """The fp32 GGUF that llama.cpp's converter makes."""
+        with stage("Converting"):
+            return converted(source)
+
+    def calibrated(self, plan: FormatPlan, made: Plan) -> Imatrix:
+        """The imatrix that the recipe names, or one measured on its calibration texts."""
+        return calibrate.importance(plan, made)
+
+    def targets(self, job: Job) -> list[Target]:
+        return write.targets(job)
+
+    def tunable(self, job: Job, parameters: Mapping[str, Floats]) -> list[str]:
+        return write.tunable(job, parameters)
+
+    def settings(self, job: Job) -> Any:
+        """The imatrix, by its file."""
+        return job.imatrix.path and file_digest(job.imatrix.path)
+
+    def place(self, job: Job, folder: Path) -> Path:
+        return folder / f"{job.source.name}-{job.recipe.name}.gguf"
+
+    def write(self, job: Job, rounded: Rounded, path: Path, progress: Progress) -> None:
+        write.write_gguf(job, rounded, path, progress)
+
+    def write_entrance(self, path: Path) -> None:
+        """Nothing: a GGUF is named by its path."""
+
+    def weight_bytes(self, path: Path) -> int:
+        return path.stat().st_size
+
+    def is_at(self, path: Path) -> bool:
+        """Any file: what it really is, its header says."""
+        return path.is_file()
+
+    def why_not(self, device: str) -> str | None:
+        import llama_cpp
+
+        return NO_CUDA if device == "cuda" and not llama_cpp.llama_supports_gpu_offload() else None
+
+    def open(self, path: Path, device: str) -> Worker:
+        return Worker(path, gpu=device == "cuda")
+
+    def load(self, path: Path, device: str) -> "SentenceTransformer":
+        from tierexport.formats.gguf.load import load
+
+        return load(path, device)

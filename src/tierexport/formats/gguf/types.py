@@ -1,0 +1,65 @@
+"""The native types of a GGUF: which a tier becomes, and which shapes each can take."""
+
+from collections.abc import Mapping
+
+import gguf
+
+from tierexport.base.errors import PlanError
+from tierexport.base.records import Tensor, Tier
+from tierexport.formats.gguf import ggml
+
+NATIVE_OF_BITS: Mapping[int, tuple[str, ...]] = {
+    2: ("Q2_K",),
+    3: ("Q3_K",),
+    4: ("IQ4_NL",),
+    5: ("Q5_K", "Q5_0"),
+    6: ("Q6_K",),
+    8: ("Q8_0",),
+    16: ("F16",),
+    32: ("F32",),
+}
+"""The types a tier may become, the first that fits. All K-quants need rows of 256 n columns."""
+
+
+WRITABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "F16", "F32")
+"""Types a recipe may name."""
+
+
+def fits(tensor: Tensor, native: str) -> bool:
+    """Whether a tensor's rows are whole blocks of a native type."""
+    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[native]]
+    return bool(tensor.shape[-1] % block == 0)
+
+
+def native_type(tensor: Tensor, tier: Tier) -> tuple[str, str]:
+    """The type that a tier becomes for a tensor, and a note where it is the recipe's fallback.
+
+    Raises PlanError when neither the tier's type nor its fallback fits the shape.
+    """
+    named, fallback = tier.types.get("gguf"), tier.fallback.get("gguf")
+    wanted = (named,) if named else NATIVE_OF_BITS[tier.bits]
+    for name in (*wanted, *([fallback] if fallback else [])):
+        if name not in WRITABLE:
+            raise PlanError(f"tiers.{tier.name}: {name!r} is no GGUF type that can be written: {', '.join(WRITABLE)}")
+    for name in wanted:
+        if fits(tensor, name):
+            return name, ""
+    if fallback and fits(tensor, fallback):
+        return fallback, f"fallback: {wanted[0]} does not fit"
+    raise PlanError(_misfit(tensor, tier, wanted[0]))
+
+
+def tensor_bytes(tensor: Tensor, native: str) -> int:
+    """Rows times bytes per row."""
+    columns = tensor.shape[-1]
+    return tensor.parameters // columns * ggml.row_bytes(gguf.GGMLQuantizationType[native], columns)
+
+
+def _misfit(tensor: Tensor, tier: Tier, native: str) -> str:
+    block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[native]][0]
+    fitting = [name for name in WRITABLE if fits(tensor, name)]
+    return (
+        f"{tensor.name} of shape {tensor.shape} can't take {native}: its blocks hold {block} values, and "
+        f"{tensor.shape[-1]} columns are no multiple of that. Name a type that fits in tiers.{tier.name}.gguf "
+        f"({', '.join(fitting)}), or allow one in tiers.{tier.name}.fallback.gguf"
+    )

@@ -1,0 +1,1 @@
+"""torchao: a sentence-transformers folder whose weights torchao has quantized."""

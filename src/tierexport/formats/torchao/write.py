@@ -1,0 +1,110 @@
+"""Writes a torchao folder: the source model, quantized as planned, saved by sentence-transformers."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from tierexport.base.errors import MachineError
+from tierexport.base.files import write_json, write_whole
+from tierexport.base.records import Floats, PlannedTensor, TorchaoSettings
+from tierexport.formats.protocol import Job, Progress
+from tierexport.formats.torchao.convert import config_of, declare, pattern, quantize, to_half
+from tierexport.formats.torchao.int4 import plain, store
+from tierexport.formats.torchao.tidy import state_dtype, tidy
+from tierexport.model.encoder import open_model
+from tierexport.model.folder import modules
+from tierexport.model.roles import KEPT_ROLE
+from tierexport.quantize.grids import int4_grid
+from tierexport.quantize.layerwise import Rounded, Target
+
+
+def targets(job: Job) -> list[Target]:
+    """The matrices of a plan as rounding layer by layer sees them."""
+    settings = job.recipe.torchao
+    parameters = dict(open_model(job.source).transformers_model.named_parameters())
+    configs = {native: config_of(native, settings) for native in ("int4", "int8")}
+
+    def target(row: PlannedTensor) -> Target:
+        def values() -> Floats:
+            found: Floats = parameters[row.tensor.name].detach().numpy()
+            return found
+
+        def nearest() -> Floats:
+            import torch
+
+            rows, columns = row.tensor.shape
+            alone = torch.nn.Linear(columns, rows, bias=False)
+            alone.weight = parameters[row.tensor.name]
+            if row.type == "float16":
+                to_half(alone, "weight", row.tensor.name)
+            else:
+                quantize(alone, row.type, configs[row.type], settings)
+            return plain(alone.weight).detach().numpy()
+
+        grid = int4_grid(settings.group_size, settings.layout) if row.rounding != "nearest" else None
+        return Target(row.tensor, values, nearest, grid)
+
+    crushed = (row for row in job.plan.rows if row.type != "float32" and row.tensor.role != KEPT_ROLE)
+    return [target(row) for row in crushed if row.tensor.name in parameters and len(row.tensor.shape) == 2]
+
+
+def write_torchao(job: Job, rounded: Rounded, folder: Path, progress: Progress) -> None:
+    """Quantize the source as planned and save it as a sentence-transformers folder.
+
+    A matrix with codes is stored by them, a tuned parameter by its new values, the others are rounded
+    by torchao. `progress`: called with the parameters done. Raises PlanError when a value does not fit its type,
+    MachineError when the disk is full.
+    """
+    import torch
+
+    settings = job.recipe.torchao
+    model = open_model(job.source)
+    transformer: Any = model.transformers_model
+    configs = {native: config_of(native, settings) for native in ("int4", "int8")}
+    parameters = dict(transformer.named_parameters())
+    for name, values in rounded.kept.items():
+        parameters[name].data = torch.from_numpy(values)
+    quantized: dict[str, list[str]] = {}
+    for row in job.plan.rows:
+        tied = _others(transformer, row.tensor.name, parameters[row.tensor.name]) if row.tensor.name in parameters else []
+        module_name, _, name = row.tensor.name.rpartition(".")
+        if row.type in configs:
+            module = transformer.get_submodule(module_name)
+            quantize(module, row.type, configs[row.type], settings)
+            if row.tensor.name in rounded.codes:
+                store(module.weight, rounded.codes[row.tensor.name])
+            quantized.setdefault(row.type, []).append(module_name)
+        elif row.type == "float16":
+            to_half(transformer.get_submodule(module_name), name, row.tensor.name)
+        for holder, its_name in tied:
+            holder.register_parameter(its_name, None)  # stored once; whoever loads it ties it again
+        progress(row.tensor.parameters)
+    if quantized:
+        declare(transformer, {pattern(names): configs[native] for native, names in sorted(quantized.items())})
+    _save(model, settings, folder)
+
+
+def _save(model: Any, settings: TorchaoSettings, folder: Path) -> None:
+    """Write a quantized model, the same bytes each time. Raises MachineError when the disk is full."""
+    try:
+        model.save_pretrained(str(folder), create_model_card=False)
+    except SafetensorError as error:
+        raise MachineError(f"{folder} can't be written: {error}") from error
+    state_dtype(folder, "bfloat16" if settings.layout == "packed" else "float32")
+    tidy(folder)
+
+
+def _others(transformer: Any, planned: str, parameter: Any) -> list[tuple[Any, str]]:
+    """The modules beside the planned one that hold the same parameter, each with its name there."""
+    named = ((module, *each) for module in transformer.modules() for each in module.named_parameters(recurse=False))
+    own = transformer.get_submodule(planned.rpartition(".")[0])
+    return [(module, name) for module, name, each in named if each is parameter and module is not own]
+
+
+def write_entrance(folder: Path) -> None:
+    """Let `SentenceTransformer(folder.parent)` open a torchao folder, and a hub's repository so made by its name."""
+    listed = [{**module, "path": f"{folder.name}/{module['path']}".rstrip("/")} for module in modules(folder)]
+    write_json(folder.parent / "modules.json", listed)
+    settings = "config_sentence_transformers.json"
+    write_whole(folder.parent / settings, (folder / settings).read_bytes())

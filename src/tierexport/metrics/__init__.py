@@ -1,0 +1,1 @@
+"""How vectors are compared: similarities, and the nearest of many."""

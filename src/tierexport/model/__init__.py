@@ -1,0 +1,1 @@
+"""What the source is, and how it runs in fp32."""

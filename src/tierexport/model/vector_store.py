@@ -1,0 +1,64 @@
+"""Token ids and vectors in a folder, as raw arrays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tierexport.base.records import Encoded, Floats
+from tierexport.metrics.topk import blocks
+
+
+BLOCK_ROWS = 4096
+"""Vectors that are checked together."""
+
+
+class VectorStore:
+    """Token ids and vectors on their way to a folder, appended as they come.
+
+    The files are raw arrays: `lengths` (int64), `tokens` (int32), `vectors` (float32), and
+    `seconds`; whoever writes them in another process writes the same.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.texts = 0
+
+    def add(self, tokens: Sequence[Sequence[int]], vectors: Floats) -> None:
+        """Append some texts' token ids and vectors."""
+        self._append("lengths", np.array([len(ids) for ids in tokens], np.int64))
+        self._append("tokens", np.array([token for ids in tokens for token in ids], np.int32))
+        self._append("vectors", np.ascontiguousarray(vectors, np.float32))
+        self.texts += len(tokens)
+
+    def close(self, seconds: float) -> Encoded:
+        """Note how long it took, and open what was written."""
+        (self.folder / "seconds").write_text(repr(seconds))
+        return open_encoded(self.folder)
+
+    def _append(self, name: str, values: "npt.NDArray[Any]") -> None:
+        with (self.folder / name).open("ab") as file:
+            file.write(values.tobytes())
+
+
+def open_encoded(folder: Path) -> Encoded:
+    """What a VectorStore left in a folder, mapped into memory."""
+    lengths = np.fromfile(folder / "lengths", np.int64)
+    return Encoded(
+        lengths=lengths,
+        tokens=_mapped(folder / "tokens", np.dtype(np.int32)),
+        vectors=_mapped(folder / "vectors", np.dtype(np.float32)).reshape(len(lengths), -1),
+        seconds=float((folder / "seconds").read_text()),
+    )
+
+
+def _mapped(path: Path, dtype: "np.dtype[Any]") -> "npt.NDArray[Any]":
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+
+
+def not_finite(found: Encoded) -> npt.NDArray[np.int64]:
+    """Rows of vectors that hold NaN or infinity; read in chunks, for the vectors may be a memory map."""
+    chunks = [~np.isfinite(found.vectors[rows]).all(1) for rows in blocks(len(found.vectors), BLOCK_ROWS)]
+    return np.flatnonzero(np.concatenate(chunks)) if chunks else np.zeros(0, np.int64)

@@ -1,0 +1,1 @@
+"""How an artifact gets to people."""

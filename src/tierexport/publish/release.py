@@ -1,0 +1,171 @@
+"""From a verified folder to a hub: what speaks against it, what would change there, and the upload."""
+
+import functools
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tierexport.artifact.folder import (
+    CARD,
+    CODEC,
+    ENTRANCE,
+    IMATRIX,
+    MANIFEST,
+    PAGE,
+    RECIPE,
+    VERIFICATION,
+    proven_files,
+    read_manifest,
+    read_verification,
+)
+from tierexport.artifact.verdicts import Verification
+from tierexport.base.errors import PublishError
+from tierexport.base.progress import stage
+from tierexport.publish.hubs import Held, Hub, open_hub, same
+from tierexport.publish.local_paths import local_paths
+from tierexport.publish.publication import Change, Objection, Publication
+from tierexport.report import card
+
+OURS = ("gguf/", "torchao/")
+"""What of a repository belongs to a release, by how paths begin: what it does not hold of that is removed."""
+
+MODULES, SETTINGS = ENTRANCE
+
+
+class There:
+    """A place to publish to, as it is now. Its files are read only where it has to be known whose they are."""
+
+    def __init__(self, hub: Hub, held: Held) -> None:
+        self.hub, self.held = hub, held
+
+    @functools.cached_property
+    def recorded(self) -> Mapping[str, str]:
+        """The files of the release that is there, SHA-256 by path, as its manifest has them."""
+        if MANIFEST not in self.held.files:
+            return {}
+        try:
+            found = json.loads(self.hub.read(MANIFEST, self.held))["files"]
+            return {str(name): str(digest) for name, digest in found.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return {}
+
+    @functools.cached_property
+    def has_entrance(self) -> bool:
+        """Whether the modules.json there is a release's: it opens torchao/, or is what the manifest there records."""
+        if MODULES not in self.held.files:
+            return False
+        content = self.hub.read(MODULES, self.held)
+        try:
+            listed = json.loads(content)
+            opens = [str(each["path"]).partition("/")[0] == "torchao" for each in listed]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            opens = []
+        return any(opens) or self.recorded.get(MODULES) == hashlib.sha256(content).hexdigest()
+
+    def stale(self, files: Mapping[str, Path]) -> Iterator[str]:
+        """What is there of an earlier release and not in this one. A model of the user's own at the top is left alone."""
+        for name in sorted(self.held.files):
+            if name not in files and (name.startswith(OURS) or self._is_ours(name)):
+                yield name
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether a file at the top belongs to an earlier release."""
+        if name == MODULES:
+            return self.has_entrance
+        if name == SETTINGS:
+            return self.has_entrance if MODULES in self.held.files else name in self.recorded
+        if name == CODEC:
+            return "model.safetensors" not in self.held.files or name in self.recorded
+        return name == IMATRIX and name in self.recorded
+
+    def objections(self, files: Mapping[str, Path]) -> Iterator[Objection]:
+        """What would be broken there."""
+        other = MODULES in files and MODULES in self.held.files and not same(files[MODULES], self.held.files[MODULES])
+        if other and not self.has_entrance:
+            yield Objection("other-model", f"{MODULES} there opens a model of its own, which nobody could open after this")
+
+
+def publish(
+    folder: Path, target: str, private: bool, revision: str | None, despite: Sequence[str], dry_run: bool
+) -> Publication:
+    """Put an artifact folder on a hub in one commit, unless it is there already.
+
+    Raises PublishError for what is not verified, has failed a gate or was changed since, unless each objection is
+    named in `despite`; ArtifactError where it is no artifact folder, MachineError where the hub can't be reached or
+    refuses.
+    """
+    manifest, found = read_manifest(folder), read_verification(folder)
+    objections = tuple(_objections(folder, manifest, found))
+    _check(objections, despite, folder)
+    hub = open_hub(target, revision, private)
+    with tempfile.TemporaryDirectory() as scratch:
+        with stage(f"Looking at {target}"):
+            files = _files(folder, manifest, found, hub, Path(scratch))
+            held = hub.held()
+            there = There(hub, held)
+            changes = tuple(_changes(files, held.files, tuple(there.stale(files))))
+            overruled = (*objections, *there.objections(files))
+        _check(overruled, despite, folder)
+        if unknown := set(despite) - {each.name for each in overruled}:
+            raise PublishError(f"--despite {sorted(unknown)[0]!r}: nothing of that name speaks against {folder}")
+        done = Publication(target, changes, overruled)
+        if dry_run or not done.sent:
+            return done
+        wanted = {change.path: files[change.path] for change in done.sent if change.what != "removed"}
+        removed = [change.path for change in done.sent if change.what == "removed"]
+        url = hub.upload(wanted, removed, held, f"{manifest['model']['name']}, {manifest['recipe']['name']}")
+    return Publication(target, changes, overruled, url)
+
+
+def _check(objections: Sequence[Objection], despite: Sequence[str], folder: Path) -> None:
+    """Raises PublishError for what is not overruled."""
+    standing = [each for each in objections if each.name not in despite]
+    if standing:
+        listed = "\n".join(f"  {each.name}: {each.reason}" for each in standing)
+        raise PublishError(f"{folder} is not published:\n{listed}\n--despite NAME overrules one, by the name before the colon")
+
+
+def _objections(folder: Path, manifest: Mapping[str, Any], found: Verification) -> Iterator[Objection]:
+    for verdict in found.verdicts:
+        if verdict.status == "failed":
+            yield Objection(f"{verdict.format} on {verdict.device}", f"it could not be verified: {verdict.reason}")
+    for artifact in manifest["artifacts"]:
+        if not any(each.format == artifact["format"] and each.status == "ok" for each in found.verdicts):
+            yield Objection(f"unverified {artifact['format']}", "it ran on no device: tierexport verify")
+    for gate in found.gates:
+        if not gate.passed:
+            value = "was not measured" if gate.value is None else f"is {gate.value:.5f}"
+            yield Objection(gate.name, f"the gate failed: on {gate.device}, {gate.format}, it {value}")
+    if not (manifest.get("conversion") or {"passed": True})["passed"]:
+        first = manifest["conversion"]["failed"][0]
+        yield Objection(
+            "conversion", f"the GGUF was built though llama.cpp reads it otherwise ({first['name']}: {first['cause']})"
+        )
+    if manifest.get("files") != (now := proven_files(folder, manifest)):
+        before = manifest.get("files") or {}
+        other = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        yield Objection("changed", f"{', '.join(other[:3])} changed since it was verified: tierexport verify")
+    if found_path := next(local_paths(folder, [*now, MANIFEST, VERIFICATION, PAGE, CARD]), None):
+        name, path = found_path
+        remedy = "--set base_model=ORG/NAME builds it with its model's place on a hub instead"
+        why = "which is on this machine alone: nobody else could repeat it"
+        yield Objection("local-paths", f"{name} names {path!r}, {why}" + (f"; {remedy}" if name == RECIPE else ""))
+
+
+def _files(folder: Path, manifest: Mapping[str, Any], found: Verification, hub: Hub, scratch: Path) -> dict[str, Path]:
+    """The release by paths in the repository; the card is written anew, for its snippets name the place."""
+    names = [*proven_files(folder, manifest), MANIFEST, VERIFICATION, PAGE]
+    place = card.Place(hub.model, hub.download)
+    (scratch / CARD).write_text(card.render_card(manifest, found, (folder / RECIPE).read_text("utf-8"), place), "utf-8")
+    return {name: folder / name for name in names if (folder / name).is_file()} | {CARD: scratch / CARD}
+
+
+def _changes(files: Mapping[str, Path], held: Mapping[str, str], stale: Sequence[str]) -> Iterator[Change]:
+    for name, path in sorted(files.items()):
+        what = "new" if name not in held else "same" if same(path, held[name]) else "changed"
+        yield Change(name, path.stat().st_size, what)
+    for name in stale:
+        yield Change(name, 0, "removed")

@@ -1,0 +1,1 @@
+"""What is declared, and what it means for a model."""

@@ -1,0 +1,87 @@
+"""Artifacts side by side, from what their folders say of them: bytes, fidelity, retrieval."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tierexport.artifact.folder import read_manifest, read_verification
+from tierexport.artifact.verdicts import Verdict
+from tierexport.base.errors import ArtifactError
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """NDCG@10 on one set, and its paired difference to fp32 with the 95 % interval."""
+
+    ndcg_at_10: float
+    delta: float
+    ci: Interval
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One artifact on one device. `loss` is 1 − the mean cosine to fp32; intervals are 95 %."""
+
+    name: str
+    format: str
+    device: str
+    bytes: int
+    stored_bits: float
+    loss: float
+    loss_ci: Interval
+    top10_retention: float
+    top10_ci: Interval
+    speed_ratio: float | None
+    retrieval: dict[str, Retrieved]
+
+
+def compare(folders: Sequence[Path]) -> tuple[Compared, ...]:
+    """Every artifact in these folders on every device that it ran on, smallest first.
+
+    Names are those of the recipes, with the model's where there are several models. Raises
+    ArtifactError for a folder that tierexport did not build or verify, or where nothing ran.
+    """
+    manifests = [read_manifest(folder) for folder in folders]
+    several = len({each["model"]["digest"] for each in manifests}) > 1
+    found = []
+    for folder, manifest in zip(folders, manifests, strict=True):
+        recipe = manifest["recipe"]["name"]
+        name = f"{manifest['model']['name']} {recipe}" if several else recipe
+        sizes = {each["format"]: each for each in manifest["artifacts"]}
+        results = [each for each in read_verification(folder).verdicts if each.status == "ok" and not each.vectors]
+        try:
+            found += [_compared(name, sizes[each.format], each) for each in results]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{folder} is not what this tierexport writes ({error!r}): verify it again") from error
+        if not results:
+            raise ArtifactError(f"{folder}: no artifact in it ran on any device: verify it again")
+    return tuple(sorted(found, key=lambda each: each.bytes))
+
+
+def _compared(name: str, artifact: dict[str, Any], verdict: Verdict) -> Compared:
+    if verdict.fidelity is None:
+        raise ArtifactError(f"{name}: its verification lacks figures: verify it again")
+    low, high = verdict.fidelity.cos_mean_ci
+    return Compared(
+        name=name,
+        format=verdict.format,
+        device=verdict.device,
+        bytes=artifact["bytes"],
+        stored_bits=artifact["stored_bits"],
+        loss=1 - verdict.fidelity.cos_mean,
+        loss_ci=(1 - high, 1 - low),
+        top10_retention=verdict.fidelity.top10_retention,
+        top10_ci=verdict.fidelity.top10_ci,
+        speed_ratio=verdict.speed_ratio,
+        retrieval={
+            each.dataset: Retrieved(each.ndcg_at_10, each.delta, (each.ci_low, each.ci_high)) for each in verdict.retrieval
+        },
+    )
+
+
+def as_json(compared: Sequence[Compared]) -> dict[str, Any]:
+    """As `compare --json` prints it."""
+    return {"artifacts": [asdict(each) for each in compared]}

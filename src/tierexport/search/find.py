@@ -1,0 +1,56 @@
+"""Finds the recipe of the least loss under a budget, or the smallest without one that retrieval can tell."""
+
+import re
+from pathlib import Path
+
+from tierexport.base.errors import RecipeError
+from tierexport.base.progress import stage
+from tierexport.datasets.beir import read_retrieval_set
+from tierexport.model.description import FILE_NAME
+from tierexport.search.found import Found
+from tierexport.search.lossless import RetrievalJudge
+from tierexport.search.study import MARK, Study
+
+TOLERANCE = 0.01
+"""Share of the size at which the search for the smallest ends."""
+
+
+def search(model: str, bits: float | None, size: int | None, out: Path | None) -> Found:
+    """The recipe of least damage whose GGUF takes at most `size` bytes, or `bits` per parameter.
+
+    It is written to `out`, or to MODEL-BUDGET.toml. Raises InputError for a
+    budget that nothing fits, with the smallest that something does.
+    """
+    if bits is not None and not 0 < bits <= 32:
+        raise RecipeError(f"a budget of {bits} bits per parameter can't be met: name one between 2 and 32")
+    study = Study(model)
+    out = out or Path(f"{study.source.name}-{f'{size}bytes' if size else f'{bits:g}bits'}.toml")
+    _check_replaceable(out)
+    return study.best(size or int((bits or 0) * study.parameters / 8), out)
+
+
+def search_lossless(model: str, data: str, out: Path | None) -> Found:
+    """The smallest recipe whose NDCG@10 on a retrieval set the interval can't tell from fp32's.
+
+    `data` names the set. Sizes are halved until 1 % is left, which
+    supposes that a larger budget is never worse. Raises InputError.
+    """
+    study = Study(model)
+    out = out or Path(f"{study.source.name}-lossless.toml")
+    _check_replaceable(out)
+    judge = RetrievalJudge(study.bench, study.source, read_retrieval_set(data, Path()))
+    low, high = study.smallest, study.largest
+    with stage("Halving the budget") as running:
+        while high - low > high * TOLERANCE:
+            middle = (low + high) // 2
+            running.say(f"Trying {8 * middle / study.parameters:.2f} bits")
+            types = {group: option.native for group, option in study.within(middle).items()}
+            low, high = (low, middle) if judge.indistinct(study.by_tensor(types)) else (middle, high)
+    return study.best(high, out)
+
+
+def _check_replaceable(out: Path) -> None:
+    if not re.fullmatch(FILE_NAME, out.stem):
+        raise RecipeError(f"{out} names a recipe {out.stem!r}, and a name has letters, digits, . _ - only: name another --out")
+    if out.exists() and (not out.is_file() or MARK not in out.read_text("utf-8", "replace")):
+        raise RecipeError(f"{out} exists and was not written by search, so it is not replaced: name another --out")

@@ -1,0 +1,53 @@
+"""Bytes against loss: searched sizes beside the shipped recipes and llama.cpp's stock types."""
+
+import numpy as np
+import numpy.typing as npt
+
+from tierexport.base.progress import stage
+from tierexport.base.records import Text
+from tierexport.base.shipped import shipped
+from tierexport.datasets.calibration import screen
+from tierexport.model.encoder import open_model
+from tierexport.recipe.plan import Plan
+from tierexport.search.allocate import predicted
+from tierexport.search.bench import Bench
+from tierexport.search.found import Frontier, Point
+from tierexport.search.stock import STOCK
+from tierexport.search.study import Study
+
+CURVE_POINTS = 12
+"""Sizes searched along the curve, beside those of the points with names."""
+
+
+def frontier(model: str) -> Frontier:
+    """Bytes against loss on unseen sentences: searched sizes, shipped recipes, llama.cpp's stock types.
+
+    A searched point that bears a name takes at most the size of what else is so named. All have the
+    same importance and are judged on the same sentences; ours are rounded as a build would, layer by
+    layer. Raises InputError or MachineError.
+    """
+    study = Study(model)
+    judge = Bench(open_model(study.source), [Text(text, "passage") for text in screen()], study.tensors, study.imatrix)
+
+    def point(kind: str, name: str, size: int, loss: npt.NDArray[np.float64], expected: float | None = None) -> Point:
+        return Point(kind, name, size, 8 * size / study.parameters, float(loss.mean()), expected)
+
+    def built(kind: str, name: str, made: Plan, expected: float | None = None) -> Point:
+        size, rounded = study.as_built(made)
+        return point(kind, name, size, judge.loss(judge.encode(rounded)), expected)
+
+    stock = {native: study.stock(native) for native in STOCK}
+    named = [point("llama.cpp", native, size, judge.damage(types)) for native, (size, types) in stock.items()]
+    named += [built("shipped", path.stem, study.shipped(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
+    largest = max(each.bytes for each in named)
+    budgets = [("", int(size)) for size in np.geomspace(study.smallest, largest, CURVE_POINTS)]
+    budgets += [(each.name, each.bytes) for each in named if each.bytes >= study.smallest]
+    curve = []
+    with stage("Building along the curve") as running:
+        running.total(len(budgets))
+        for name, budget in budgets:
+            choice = study.within(budget)
+            made = study.plan({group: option.native for group, option in choice.items()}, "searched")
+            curve.append(built("searched", name, made, predicted(choice)))
+            running.step()
+    return Frontier(study.source.name, (*named, *curve))

@@ -1,0 +1,153 @@
+"""Finding a recipe: the map of a model's layers, and the search for types under a budget of bytes."""
+
+import functools
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tomli_w
+
+from tierexport.base import archive
+from tierexport.base.files import write_whole
+from tierexport.base.progress import stage
+from tierexport.base.records import Imatrix
+from tierexport.base.stages import Stages, stage_key
+from tierexport.datasets.calibration import calibration_texts, texts_digest
+from tierexport.formats import formats_of
+from tierexport.formats.gguf.convert import converted
+from tierexport.formats.gguf.format import Gguf
+from tierexport.formats.gguf.read import read_tensors
+from tierexport.formats.gguf.write import file_bytes
+from tierexport.formats.protocol import Job
+from tierexport.model.encoder import open_model
+from tierexport.model.roles import KEPT_ROLE
+from tierexport.model.source import open_source
+from tierexport.model.stages import source_stages
+from tierexport.quantize.layerwise import round_layers
+from tierexport.recipe.plan import Plan, make_plan
+from tierexport.recipe.schema import parse_recipe, read_recipe
+from tierexport.search import recipes
+from tierexport.search.allocate import allocate, predicted
+from tierexport.search.bench import Bench
+from tierexport.search.found import Found
+from tierexport.search.sensitivity import Option, Options, group_bytes, groups_of, measure, types_of
+from tierexport.search.stock import quantize_stock
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+MARK = "Found for at most"
+"""How the description of a searched recipe begins: what bears it may be replaced by another search."""
+
+LONGEST_NAME = 100
+"""Characters of a recipe's name at most, which stands in the header."""
+
+
+TEXTS = 128
+"""Built-in calibration texts that damage is measured on; the verifier judges on others."""
+
+
+class Study:
+    """A model with all that trials on it need; what is slow is done when it is first asked for."""
+
+    def __init__(self, model: str) -> None:
+        self.format = Gguf()
+        self.model = str(Path(model).resolve()) if Path(model).is_dir() else model
+        with stage("Looking at the model"):
+            self.source = open_source(self.model)
+            self.tensors = self.format.tensors(self.source)
+        self.groups = groups_of(self.tensors)
+        self.parameters = sum(tensor.parameters for tensor in self.tensors)
+        self.texts = calibration_texts("builtin", TEXTS, Path())
+
+    def best(self, budget: int, out: Path) -> Found:
+        """The best recipe for a budget of bytes, written to `out`. Raises InputError when nothing fits."""
+        choice = self.within(budget)
+        types = {name: option.native for name, option in choice.items()}
+        with stage("Trying what was found"):
+            measured = float(self.bench.damage(self.by_tensor(types)).mean())
+        size, expected = self.size(choice), predicted(choice)
+        said = f"{MARK} {budget:,} bytes of GGUF; predicted loss (1 - cosine) {expected:.6f}"
+        write_whole(out, tomli_w.dumps(recipes.document(out.stem, said, self.model, types, self.groups)))
+        return Found(out, size, 8 * size / self.parameters, expected, measured, types)
+
+    def within(self, budget: int) -> dict[str, Option]:
+        """The options of least damage whose file takes at most `budget` bytes. Raises InputError."""
+        return allocate(self.options, budget, self.fixed)
+
+    def size(self, choice: Mapping[str, Option]) -> int:
+        """Bytes of the GGUF, its recipe's name being of the longest kind."""
+        return self.fixed + sum(option.bytes for option in choice.values())
+
+    @functools.cached_property
+    def fixed(self) -> int:
+        """Bytes that no choice changes: the header with a long name, and the tensors that are kept."""
+        types = {group.name: types_of(group)[0] for group in self.groups}
+        made = self.plan(types, "n" * LONGEST_NAME)
+        whole = file_bytes(Job(made.formats[0], made, self.imatrix))
+        return whole - sum(group_bytes(group, types[group.name]) for group in self.groups)
+
+    @property
+    def smallest(self) -> int:
+        """Bytes with every group at its smallest type."""
+        return self.fixed + sum(min(option.bytes for option in options) for options in self.options.values())
+
+    @property
+    def largest(self) -> int:
+        """Bytes with every group at its largest type."""
+        return self.fixed + sum(max(option.bytes for option in options) for options in self.options.values())
+
+    def shipped(self, path: Path) -> Plan:
+        """What a shipped recipe makes of this model as a GGUF."""
+        recipe = replace(read_recipe(path), formats=("gguf",))
+        return make_plan(recipe, self.source, formats_of(recipe))
+
+    def as_built(self, made: Plan) -> "tuple[int, SentenceTransformer]":
+        """The bytes of a plan's GGUF, and the model with the weights that a build would store in it."""
+        job, model = Job(made.formats[0], made, self.imatrix), open_model(self.source)
+        with tempfile.TemporaryDirectory() as scratch:
+            round_layers(model, made.texts.texts, self.format.targets(job), Stages(Path(scratch)), "")
+        return file_bytes(job), model
+
+    def stock(self, native: str) -> tuple[int, dict[str, str]]:
+        """The bytes and the types by tensor of llama-quantize's file of a type, importance given."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "stock.gguf"
+            quantize_stock(converted(self.source), native, self.imatrix, path)
+            types = {tensor.name: kind for tensor, kind, _ in read_tensors(path) if tensor.role != KEPT_ROLE}
+            return path.stat().st_size, types
+
+    def plan(self, types: Mapping[str, str], name: str) -> Plan:
+        """The plan of a recipe with these types by group."""
+        recipe = parse_recipe(recipes.document(name, "a trial", self.model, types, self.groups), Path())
+        return make_plan(recipe, self.source, formats_of(recipe))
+
+    def by_tensor(self, types: Mapping[str, str]) -> dict[str, str]:
+        """Types by group as types by tensor."""
+        return {tensor.name: types[group.name] for group in self.groups for tensor in group.tensors}
+
+    @functools.cached_property
+    def imatrix(self) -> Imatrix:
+        """The importance that a build of any recipe would measure."""
+        made = self.plan({group.name: types_of(group)[0] for group in self.groups}, "importance")
+        return self.format.calibrated(made.formats[0], made)
+
+    @functools.cached_property
+    def bench(self) -> Bench:
+        """The fp32 model over the texts."""
+        imatrix = self.imatrix
+        with stage("Opening fp32"):
+            return Bench(open_model(self.source), self.texts, self.tensors, imatrix)
+
+    @functools.cached_property
+    def options(self) -> Options:
+        """Bytes and damage of every group at every type, from the cache or measured now."""
+        key = stage_key(
+            "tierexport.search.sensitivity", texts_digest(self.texts, "builtin"), self.imatrix.dataset, archive.tools()
+        )
+        with stage("Measuring what each group costs") as running:
+            running.total(sum(len(types_of(group)) for group in self.groups))
+            return measure(self.groups, lambda: self.bench, source_stages(self.source), key, running.step)

@@ -1,0 +1,121 @@
+"""What can be trained for quantized vectors: a linear head on known vectors, a LoRA adapter, or a whole model."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tierexport.base.records import Floats
+from tierexport.metrics.similarity import normalized
+from tierexport.model.batches import length_sorted
+from tierexport.training.training import Pairs, Rows, Schedule
+from tierexport.vectors.scaling import widening
+
+if TYPE_CHECKING:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+SCHEDULES: Mapping[str, Mapping[str, Any]] = {
+    "head": {},
+    "lora": {"batch": 64, "rate": 3e-4},
+    "model": {"batch": 64, "rate": 3e-5},
+}
+"""What can be trained, and where its schedule differs from Schedule's own."""
+
+RANK = 16
+"""Of a LoRA adapter's matrices."""
+
+
+def schedule_for(what: str, steps: int, every: int, contrast: float, seed: int) -> Schedule:
+    """The schedule for a head, a LoRA adapter or a whole model."""
+    return Schedule(**{"steps": steps, "every": every, "contrast": contrast, "seed": seed, **SCHEDULES[what]})
+
+
+class Head:
+    """A linear map after the model, trained on its fp32 vectors from where it changes no cosine: the identity, or rotations
+    beside it, where it puts out `widen` times as many dimensions.
+
+    One thread, for products so small gain nothing by more and suffer on a busy machine, and sums then come out the same on
+    any number of cores.
+    """
+
+    threads = 1
+
+    def __init__(self, pairs: Pairs, widen: int = 1) -> None:
+        import torch
+
+        dimensions = pairs.queries.shape[1]
+        start = widening(dimensions, widen, False)
+        start = np.eye(dimensions, dtype=np.float32) if start is None else start
+        self._vectors = {"query": torch.from_numpy(pairs.queries), "passage": torch.from_numpy(pairs.passages)}
+        self.weights = {"head": torch.nn.Parameter(torch.from_numpy(start))}
+
+    def embed(self, kind: str, rows: Rows) -> "torch.Tensor":
+        """See Trainee."""
+        return self._vectors[kind][rows] @ self.weights["head"]
+
+
+def applied(head: Floats, vectors: Floats) -> Floats:
+    """Vectors through a head, of unit length again."""
+    return normalized(vectors @ head).astype(np.float32)
+
+
+class Network:
+    """A model's own weights, or a LoRA adapter (Hu et al. 2021, arXiv 2106.09685) on all its matrices.
+
+    It stays in evaluation mode: without dropout, a step depends on nothing but what is kept at a checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: "SentenceTransformer",
+        texts: Mapping[str, Sequence[str]],
+        prompts: Mapping[str, str],
+        lora: bool,
+        seed: int,
+    ) -> None:
+        import torch
+
+        self.model, self._texts, self._prompts = model, texts, prompts
+        self.threads = torch.get_num_threads()
+        self._adapter = _adapter(model, seed) if lora else None
+        self.weights = {name: each for name, each in model.named_parameters() if each.requires_grad}
+
+    def embed(self, kind: str, rows: Rows) -> "torch.Tensor":
+        """See Trainee; in batches of like length."""
+        import torch
+
+        chosen = [self._texts[kind][row] for row in rows]
+        batches = list(length_sorted([len(text) for text in chosen], CHARACTERS))
+        found = torch.cat([self._embed([chosen[index] for index in batch], self._prompts[kind]) for batch in batches])
+        place = np.argsort(np.concatenate(batches))
+        return found[torch.from_numpy(place).to(found.device)]
+
+    def _embed(self, texts: Sequence[str], prompt: str) -> "torch.Tensor":
+        features = self.model.preprocess(list(texts), prompt=prompt or None)
+        features = {key: value.to(self.model.device) if hasattr(value, "to") else value for key, value in features.items()}
+        vectors: torch.Tensor = self.model(features)["sentence_embedding"]
+        return vectors
+
+    def merged(self) -> "SentenceTransformer":
+        """The model as it is saved: an adapter becomes part of the matrices beside it."""
+        if self._adapter is not None:
+            self._adapter.merge_and_unload()
+        return self.model.cpu()
+
+
+CHARACTERS = 16_384
+"""Of a batch that goes through a model at once, padded."""
+
+
+def _adapter(model: "SentenceTransformer", seed: int) -> Any:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    model.requires_grad_(False)
+    settings = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules="all-linear")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft asks transformers by an old name
+        return get_peft_model(model.transformers_model, settings).eval()

@@ -1,0 +1,62 @@
+"""Fits a codec for a model, and encodes texts by one."""
+
+import json
+from pathlib import Path
+
+from tierexport.artifact.folder import CODEC, MANIFEST
+from tierexport.base.errors import VectorError
+from tierexport.base.records import VectorSettings
+from tierexport.datasets.calibration import calibration_texts, texts_in
+from tierexport.vectors.codecs import Codec
+from tierexport.vectors.encoder import open_encoder
+from tierexport.vectors.storage import is_codec, read_codec, write_codec
+
+TRAINING = "training.json"
+"""What a model was trained for and how, in its folder."""
+
+
+def fit_codec(model: str, settings: VectorSettings, texts: str, count: int, out: Path) -> Codec:
+    """A codec for a model's vectors, its bounds from texts as a recipe's calibration names them, written to `out`.
+
+    Raises InputError, also where `out` is something else than a codec.
+    """
+    _check_free(out)
+    chosen = [text.text for text in calibration_texts(texts, count, Path())]
+    codec = open_encoder(model).fit(settings, chosen)
+    write_codec(out, codec)
+    return codec
+
+
+def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> tuple[Codec, int]:
+    """Texts as codes in one safetensors file beside the codec, row n being text n; the codec and how many there are.
+
+    Raises VectorError for another model's codec, for queries where it leaves them unquantized, and where `out` is something
+    else than a codec.
+    """
+    _check_free(out)
+    found, _ = read_codec(codec)
+    if found.asymmetric and kind == "query":
+        raise VectorError(f"{codec} leaves queries unquantized: search with the model's own vectors of them")
+    chosen = texts_in(texts, kind)
+    encoder = open_encoder(model)
+    encoder.check(found)
+    codes = found.coded(encoder.vectors("texts", kind, chosen))
+    write_codec(out, found, codes)
+    return found, len(codes)
+
+
+def _check_free(out: Path) -> None:
+    """Refuse to write over what is no codec, or is that of a model or an artifact. Raises VectorError."""
+    if out.name == CODEC and (_is_trained(out.parent) or (out.parent / MANIFEST).is_file()):
+        raise VectorError(f"{out} belongs to the model or the artifact there: name another --out")
+    if out.exists() and not is_codec(out):
+        raise VectorError(f"{out} exists and is no codec, so it is not replaced: name another --out")
+
+
+def _is_trained(folder: Path) -> bool:
+    """Whether a folder is a model that was trained here, with its codec."""
+    try:
+        told = json.loads((folder / TRAINING).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and "trained" in told and (folder / CODEC).is_file()

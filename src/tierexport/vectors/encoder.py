@@ -1,0 +1,87 @@
+"""A model's fp32 vectors, and the codecs that suit them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tierexport.base.errors import VectorError
+from tierexport.base.progress import stage
+from tierexport.base.records import Floats, Source, VectorSettings
+from tierexport.metrics.similarity import Similarity, normalized
+from tierexport.model.reference import Reference
+from tierexport.model.source import open_source
+from tierexport.vectors.codecs import COMPARED, Codec
+from tierexport.vectors.scaling import fit, widening
+
+PROBE = "By noon the fog had lifted from the harbour, and two of the three ferries were running again."
+"""The sentence whose vector a codec keeps."""
+
+
+ALIKE = 0.9
+"""The least cosine of two models' vectors of it where a codec for the one suits the other, such as a copy in half precision."""
+
+
+class Encoder:
+    """A model's fp32 vectors, from the cache where they are there."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.reference = Reference(source, lambda _: None)
+        self.similarity = Similarity.of(source)
+
+    def compared(self, what: str, kind: str, texts: Sequence[str]) -> Floats:
+        """Vectors as they are compared, float32: of unit length unless the model's similarity counts lengths."""
+        return self.similarity.prepared(np.asarray(self.vectors(what, kind, texts))).astype(np.float32)
+
+    def unit(self, what: str, kind: str, texts: Sequence[str]) -> Floats:
+        """Unit vectors float32 (texts, dimensions) of texts of a kind, "query" or "passage"."""
+        return normalized(np.asarray(self.vectors(what, kind, texts))).astype(np.float32)
+
+    def vectors(self, what: str, kind: str, texts: Sequence[str]) -> Floats:
+        """The same as they come from the model, of any length, mapped from the cache."""
+        with stage(f"Encoding {what}"):
+            return self.reference.encode(what, kind, list(texts)).vectors
+
+    def fit(self, settings: VectorSettings, texts: Sequence[str]) -> Codec:
+        """A codec whose bounds suit this model's vectors of texts, taken as passages. Raises VectorError."""
+        vectors = self.compared("texts to fit a codec on", "passage", texts)
+        rotation = widening(vectors.shape[1], settings.widen, settings.rotate)
+        codec = fit(vectors, settings.level, settings.scaling, settings.per_vector, rotation, codec_similarity(self.similarity))
+        if not (vectors != vectors[0]).any():
+            raise VectorError(f"all {len(texts)} texts have the same vector, which tells no range: fit on others")
+        return replace(codec, asymmetric=settings.asymmetric, probe=self._probe())
+
+    def check(self, codec: Codec) -> None:
+        """Refuse a codec that is not for this model's vectors. Raises VectorError."""
+        own, name = self._probe(), self.source.name
+        if codec.dimensions != len(own):
+            raise VectorError(f"the codec is for {codec.dimensions} dimensions, and {name} has {len(own)}: fit another")
+        if codec.probe is not None and not (cosine := float(codec.probe @ own)) >= ALIKE:
+            raise VectorError(
+                f"the codec is for another model than {name}: their vectors of one sentence have a cosine of {cosine:.2f}; "
+                "fit another"
+            )
+
+    def _probe(self) -> Floats:
+        """The unit vector of PROBE, float32 (dimensions,)."""
+        found: Floats = self.unit("a sentence", "passage", [PROBE])[0]
+        return found
+
+
+def codec_similarity(similarity: Similarity) -> str:
+    """By what a codec's vectors are compared for a model: on vectors of unit length, dot products and distances rank as
+    cosines do. Raises VectorError for Manhattan distances, which take decoded vectors.
+    """
+    if similarity.name not in COMPARED:
+        raise VectorError(
+            f"the model compares vectors by {similarity.words}, and quantized ones can't be: {', '.join(COMPARED)}"
+        )
+    return similarity.name if similarity.lengths_count else "cosine"
+
+
+def open_encoder(model: str) -> Encoder:
+    """The encoder of what users call a model. Raises SourceError."""
+    with stage("Looking at the model"):
+        return Encoder(open_source(str(Path(model).resolve()) if Path(model).is_dir() else model))
