@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +197,12 @@ def test_langchain_on_a_gguf_alone(gguf_card: tuple[str, Path]) -> None:
 
 def test_prompts_reach_every_snippet(three_tier: Built, tmp_path: Path) -> None:
     from tierexport.artifact.folder import read_verification
+    from tierexport.artifact.manifest import read_manifest
     from tierexport.report.card import render_card
 
-    manifest: dict[str, Any] = json.loads((three_tier.folder / "manifest.json").read_text())
-    manifest["model"]["prompts"] = {"query": 'Ask "it":\nQuery: ', "passage": "passage: "}
+    prompts = {"query": 'Ask "it":\nQuery: ', "passage": "passage: "}
+    manifest = read_manifest(three_tier.folder)
+    manifest = replace(manifest, model=replace(manifest.model, prompts=prompts))
     shown = render_card(manifest, read_verification(three_tier.folder), "name = 1")
     literal = json.dumps(f'Ask "it":\nQuery: {QUESTION}')
     assert f"model.embed({literal}, normalize=True)" in shown

@@ -78,7 +78,7 @@ def test_folders_without_figures_are_refused(scored: Path, tmp_path: Path) -> No
     for result in whole["results"]:
         del result["cos_mean_ci"]
     (folder / "verify.json").write_text(json.dumps(whole))
-    assert "is not what this version of tierexport writes ('cos_mean_ci'): verify the folder again" in refused(folder)
+    assert "cos_mean_ci: Field required): verify the folder again" in refused(folder)
     (folder / "verify.json").write_text(json.dumps(whole | {"results": []}))
     assert "no artifact in it ran on any device" in refused(folder)
     (folder / "verify.json").unlink()

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,9 @@ from loopback_hub import answering
 from loopback_modelscope import BRANCH, ModelScopeHub, serving_modelscope
 from loopback_repository import User
 from loopback_writable import Fault, Kind
+from manifests import manifest_of
 from tierexport.artifact.folder import proven_files
+from tierexport.artifact.manifest import read_manifest, write_manifest
 from tierexport.artifact.verdicts import Verdict, Verification
 from tierexport.base.digests import file_digest
 from tierexport.base.files import write_json
@@ -24,10 +25,6 @@ TOKEN = "ms-" + "a" * 20 + "SECRET"
 NAME = "alice/tiny"
 WITHOUT_WAITS = "import sys, time; time.sleep = lambda _: None; from tierexport.cli import main; main()"
 
-MODEL: dict[str, Any] = {
-    "spec": "org/tiny", "name": "tiny", "base_model": "org/tiny", "revision": None, "digest": "0", "pooling": "mean",
-    "max_tokens": 128, "prompts": {}, "languages": ["en"], "modules": ["Transformer", "Pooling"],
-}  # fmt: skip
 FILES = {
     "config_sentence_transformers.json": b"{}",
     "gguf/tiny.gguf": b"GGUF\3\0\0\0" + bytes(range(256)) * 400,
@@ -57,16 +54,10 @@ def write_artifact(
         (folder / name).write_bytes(content)
     paths = {"gguf": next(name for name in files if name.startswith("gguf/")), "torchao": "torchao"}
     paths = {kind: paths[kind] for kind in formats}
-    sizes = {"bytes": 1000, "nominal_bits": 8.0, "stored_bits": 8.5, "tensors": []}
-    manifest: dict[str, Any] = {
-        "model": {**MODEL, "licence": licence},
-        "recipe": {"name": "int8", "description": "", "rounding": "nearest", "torchao": {"layout": "portable"}},
-        "tools": {"tierexport": "0", "llama.cpp": "0"},
-        "artifacts": [{"format": kind, "path": path, **sizes} for kind, path in paths.items()],
-    }
+    manifest = manifest_of(paths, licence)
     verdicts = tuple(Verdict(kind, "cpu", "ok") for kind in paths)
     write_json(folder / "verify.json", Verification("org/tiny", verdicts).as_json())
-    write_json(folder / "manifest.json", {**manifest, "verified": True, "files": proven_files(folder, manifest)})
+    write_manifest(folder, manifest.proven(True, proven_files(folder, manifest)))
     return folder
 
 
@@ -175,8 +166,8 @@ def test_the_next_release_takes_the_place_of_the_last_in_one_commit(hub: ModelSc
 def test_a_release_without_torchao_leaves_nothing_that_opens_it(hub: ModelScopeHub, artifact: Path, tmp_path: Path) -> None:
     entrance = json.dumps([{"path": "torchao", "type": "Transformer"}]).encode()
     (artifact / "modules.json").write_bytes(entrance)
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    write_json(artifact / "manifest.json", manifest | {"files": proven_files(artifact, manifest)})
+    manifest = read_manifest(artifact)
+    write_manifest(artifact, manifest.proven(True, proven_files(artifact, manifest)))
     assert publish(hub, artifact).returncode == 0
     kept = {"gguf/tiny.gguf", "recipe.toml", "report.html"}
     folder = write_artifact(tmp_path / "next", {name: FILES[name] for name in kept}, formats=("gguf",))

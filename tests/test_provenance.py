@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from conftest import RECIPES, Built, build, run
 from loopback_card import card_errors
 from tierexport.artifact.folder import read_verification
+from tierexport.artifact.manifest import read_manifest
 from tierexport.base.records import Licence
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.formats.gguf.imatrix import portable_bytes, read_imatrix
@@ -338,7 +339,7 @@ def test_a_trained_model_s_card_hands_on_the_same(tiny_model: Path, tmp_path: Pa
 def test_a_figure_that_is_no_number_is_left_out_of_the_head(named: Built) -> None:
     found = read_verification(named.folder)
     verdicts = tuple(replace(each, sts=each.sts and replace(each.sts, spearman=float("nan"))) for each in found.verdicts)
-    text = render_card(named.manifest, replace(found, verdicts=verdicts), "name = 1")
+    text = render_card(read_manifest(named.folder), replace(found, verdicts=verdicts), "name = 1")
     assert ".nan" not in text.split("---\n")[1]
     assert card_errors(text) == []
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from manifests import manifest_of
 from tierexport.artifact.verdicts import Fidelity, Verdict, Verification
 from tierexport.base.records import Encoded
 from tierexport.report.card import render_card
@@ -93,18 +94,7 @@ def verification(verdict: Verdict) -> Verification:
     return Verification.from_json(json.loads(json.dumps(found.as_json())))
 
 
-def manifest() -> dict[str, object]:
-    model = {
-        "spec": "org/tiny", "name": "tiny", "base_model": "org/tiny", "revision": "0" * 40, "digest": "0", "licence": "mit",
-        "pooling": "mean", "max_tokens": 128, "prompts": {}, "languages": ["en"], "modules": ["Transformer"],
-    }  # fmt: skip
-    artifact = {"format": "gguf", "path": "gguf/a.gguf", "bytes": 1, "parameters": 1, "nominal_bits": 8.0, "stored_bits": 8.5}
-    return {
-        "model": model,
-        "recipe": {"name": "int8", "description": "", "rounding": "nearest", "torchao": {"layout": "portable"}},
-        "tools": {"tierexport": "0", "llama.cpp": "0"},
-        "artifacts": [artifact | {"tensors": []}],
-    }
+MANIFEST = manifest_of({"gguf": "gguf/a.gguf"}, revision="0" * 40)
 
 
 def test_a_speed_is_stated_with_its_interval() -> None:
@@ -114,8 +104,8 @@ def test_a_speed_is_stated_with_its_interval() -> None:
     assert found.as_json()["results"][0]["texts_per_second_ratio"] == 2
     assert found.verdicts == (verdict,)
     line = "- gguf on cpu: 64 texts/s, fp32 32 in the same run (2.00 ×), 95 % interval 1.90 to 2.10: the faster one."
-    assert line in render_card(manifest(), found, "")
-    assert "<td>64<td>32" in render_page(manifest(), found)
+    assert line in render_card(MANIFEST, found, "")
+    assert "<td>64<td>32" in render_page(MANIFEST, found)
 
 
 @pytest.mark.parametrize("stated", [{}, {"texts_per_second": 64, "reference_texts_per_second": 32}], ids=["none", "of old"])
@@ -129,5 +119,5 @@ def test_no_speed_is_stated_anywhere_without_an_interval(stated: dict[str, float
     found = Verification.from_json(older)
     assert found.as_json()["results"][0]["texts_per_second_ratio"] is None
     assert found.as_json()["results"][0]["texts_per_second"] is None
-    assert "texts/s, fp32" not in render_card(manifest(), found, "")
-    assert "<td>64" not in render_page(manifest(), found)
+    assert "texts/s, fp32" not in render_card(MANIFEST, found, "")
+    assert "<td>64" not in render_page(MANIFEST, found)

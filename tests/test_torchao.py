@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import tierexport
 from conftest import Built, run
 from tierexport.base.errors import ArtifactError
-from tierexport.formats.torchao.int4 import pack_int4, unpack_int4
+from tierexport.formats.torchao.int4 import unpack_int4
+from tierexport.formats.torchao.pack import pack_int4
 from tierexport.metrics.similarity import cosines
 
 TEXTS = ["How do I fix a flat tire?", "Quarks bind into protons.", "The bank raised its rates."]

@@ -17,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel
 
 from conftest import MINILM, RECIPES, Built, build, encoded, run
+from manifests import manifest_of
 from tierexport import pipeline
 from tierexport.artifact.verdicts import Fidelity, Verdict
 from tierexport.base.digests import folder_digests
@@ -193,7 +194,10 @@ def test_a_text_beyond_the_context_fails_the_gguf_alone(tiny_recipe: Path) -> No
         ("{", "is not JSON"),
         ("[]", "is not a JSON object"),
         ("{}", "is not a manifest that tierexport wrote"),
-        ('{"artifacts": [{"format": "gguf", "path": "../../etc/x", "bytes": 1}]}', "lies outside the folder"),
+        (json.dumps(manifest_of({"gguf": "../../etc/x"}).as_json()), "lies outside the folder"),
+        (json.dumps({**manifest_of({}).as_json(), "verson": 1}), "verson: Unexpected keyword argument): build it again"),
+        (json.dumps({**manifest_of({}).as_json(), "version": 2}), "is of version 2, and version 1 is read: build it again"),
+        ('{"model": {}, "artifacts": []}', "is of an earlier tierexport, and version 1 is read: build it again"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, manifest: str, message: str) -> None:
@@ -400,14 +404,14 @@ def test_what_ran_nowhere_is_not_verified(folder: Path) -> None:
 
 
 def test_what_changes_while_it_is_verified_is_not_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true, before = pipeline._verify, (folder / "manifest.json").read_bytes()
+    true, before = pipeline._verified, (folder / "manifest.json").read_bytes()
 
     def meanwhile(*arguments: Any) -> Any:
         found = true(*arguments)
         (folder / "recipe.toml").write_text((folder / "recipe.toml").read_text() + "\n")
         return found
 
-    monkeypatch.setattr(pipeline, "_verify", meanwhile)
+    monkeypatch.setattr(pipeline, "_verified", meanwhile)
     done = run("verify", folder, "--device", "cpu")
     assert done.exit_code == 2
     assert "was changed while it was verified" in done.stderr

@@ -9,7 +9,8 @@ import sys
 import torch
 
 from tierexport.base.libraries import import_sentence_transformers
-from tierexport.formats.torchao.int4 import pack_int4, unpack_int4
+from tierexport.formats.torchao.int4 import unpack_int4
+from tierexport.formats.torchao.pack import pack_int4
 
 ROWS, COLUMNS, TEXTS = 1536, 384, 64
 LARGEST_ERROR = 0.02

@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from tierexport.artifact.reading import STRICT, validated
+
 
 @dataclass(frozen=True)
 class Fidelity:
@@ -13,6 +17,8 @@ class Fidelity:
     each text's ten nearest others that stay; `rank_correlation`: Spearman of all pairs' similarities.
     `cos_mean_ci` and `top10_ci` are 95 % intervals over texts, (low, high).
     """
+
+    __pydantic_config__ = STRICT
 
     texts: int
     cos_mean: float
@@ -32,6 +38,8 @@ class RetrievalVerdict:
     not, `same_tokens` is the verdict on the set without them. `own_documents` is how many queries stand in the corpus
     themselves, whose own document was left out; `odd` is what was unusual in the set's files, and how often.
     """
+
+    __pydantic_config__ = STRICT
 
     dataset: str
     queries: int
@@ -70,6 +78,8 @@ def notes_on(odd: Sequence[str], own: int) -> str:
 class StsVerdict:
     """Spearman of cosines with human scores on sentence pairs, fp32's, and the paired difference."""
 
+    __pydantic_config__ = STRICT
+
     dataset: str
     pairs: int
     spearman: float
@@ -84,6 +94,8 @@ class ProbeVerdict:
     """What became of a text of a kind on which conversions go wrong: whether its token ids are fp32's, the cosine to fp32's
     vector, and where ids part. A probe that is not `required` is reported alone.
     """
+
+    __pydantic_config__ = STRICT
 
     name: str
     text: str
@@ -115,16 +127,15 @@ class Conversion:
         """The others that did."""
         return tuple(each for each in self.probes if not each.required and not each.holds(self.least))
 
-    def as_json(self) -> dict[str, Any]:
-        """As manifest.json has it: what held in numbers, what did not in full."""
-        return {
-            "passed": not self.failed,
-            "probes": len(self.probes),
-            "least_cosine": self.least,
-            "cos_min": min(each.cosine for each in self.probes if each.required),
-            "failed": [asdict(each) for each in self.failed],
-            "limits": [asdict(each) for each in self.limits],
-        }
+    @property
+    def passed(self) -> bool:
+        """Whether no required probe failed."""
+        return not self.failed
+
+    @property
+    def cos_min(self) -> float:
+        """The least cosine of a required probe."""
+        return min(each.cosine for each in self.probes if each.required)
 
 
 @dataclass(frozen=True)
@@ -139,6 +150,8 @@ class Verdict:
     `vectors` is None where vectors were judged as they came, or the name of the codec that they were stored by before.
     `probes`: of a GGUF, what became of texts of the kinds on which conversions go wrong.
     """
+
+    __pydantic_config__ = STRICT
 
     format: str
     device: str
@@ -182,47 +195,12 @@ class Verdict:
         figures = whole.pop("fidelity") or {each.name: None for each in fields(Fidelity)}
         return {**whole, **figures}
 
-    @staticmethod
-    def from_json(found: Mapping[str, Any]) -> "Verdict":
-        """What `as_json` was made of. Raises KeyError or TypeError for anything else."""
-        figures = {each.name: found[each.name] for each in fields(Fidelity)}
-        whole = {name: value for name, value in found.items() if name not in (*figures, "texts_per_second_ratio")}
-        return Verdict(
-            **{
-                **whole,
-                **_speeds(found),
-                "fidelity": None if figures["texts"] is None else _fidelity(figures),
-                "same_tokens": found["same_tokens"] and _fidelity(found["same_tokens"]),
-                "token_examples": tuple(found["token_examples"]),
-                "cosines": tuple(found["cosines"]),
-                "retrieval": tuple(map(_retrieval, found["retrieval"])),
-                "sts": found["sts"] and StsVerdict(**found["sts"]),
-                "probes": tuple(ProbeVerdict(**each) for each in found.get("probes", ())),
-            }
-        )
-
-
-def _speeds(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The speeds, of which earlier versions stated some without an interval."""
-    interval = found.get("texts_per_second_ratio_ci")
-    if interval:
-        return {"texts_per_second_ratio_ci": tuple(interval)}
-    return dict.fromkeys(("texts_per_second", "reference_texts_per_second", "texts_per_second_ratio_ci"))
-
-
-def _fidelity(found: Mapping[str, Any]) -> Fidelity:
-    return Fidelity(**{**found, "cos_mean_ci": tuple(found["cos_mean_ci"]), "top10_ci": tuple(found["top10_ci"])})
-
-
-def _retrieval(found: Mapping[str, Any]) -> RetrievalVerdict:
-    inner, odd = found["same_tokens"], tuple(found.get("odd", ()))
-    told = {**found, "odd": odd, "deltas": tuple(found["deltas"]), "same_tokens": inner and _retrieval(inner)}
-    return RetrievalVerdict(**told)
-
 
 @dataclass(frozen=True)
 class GateResult:
     """A gate judged on one artifact. `passed` is False too where there was nothing to judge."""
+
+    __pydantic_config__ = STRICT
 
     name: str
     format: str
@@ -235,6 +213,8 @@ class GateResult:
 @dataclass(frozen=True)
 class Verification:
     """Everything a verification found out. `similarity`: by what vectors were compared, by sentence-transformers' name."""
+
+    __pydantic_config__ = STRICT
 
     reference: str
     verdicts: tuple[Verdict, ...]
@@ -272,7 +252,22 @@ class Verification:
 
     @staticmethod
     def from_json(found: Mapping[str, Any]) -> "Verification":
-        """What `as_json` was made of. Raises KeyError or TypeError for anything else."""
-        verdicts = tuple(map(Verdict.from_json, found["results"]))
-        gates = tuple(GateResult(**gate) for gate in found["gates"])
-        return Verification(found["reference"], verdicts, gates, found.get("similarity", "cosine"))
+        """What `as_json` was made of. Raises ValueError for anything else, saying what is wrong."""
+        results = found.get("results")
+        if not isinstance(results, list) or not all(isinstance(each, dict) for each in results):
+            raise ValueError("results: a list of objects is missing")
+        kept = {key: value for key, value in found.items() if key not in ("results", "passed")}
+        return validated(_VERIFICATION, {**kept, "verdicts": [_nested(each) for each in results]})
+
+
+def _nested(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A verdict's JSON with the fidelity's figures in a table of their own, and without what is computed of others."""
+    names = [each.name for each in fields(Fidelity)]
+    figures = {name: result[name] for name in names if result.get(name) is not None}
+    whole = {name: value for name, value in result.items() if name not in (*names, "texts_per_second_ratio")}
+    if not result.get("texts_per_second_ratio_ci"):  # earlier versions stated speeds without an interval
+        whole |= dict.fromkeys(("texts_per_second", "reference_texts_per_second"))
+    return {**whole, "fidelity": figures or None}
+
+
+_VERIFICATION = TypeAdapter(Verification)

@@ -99,9 +99,9 @@ def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], despite: t
     from tierexport.report import tables
 
     made = pipeline.build(recipe, out, overrides, despite)
-    _say(made.manifest["model"]["note"])
+    _say(made.manifest.model.note)
     if as_json:
-        print_json({"out": str(made.out), "manifest": made.manifest, **made.verification.as_json()})
+        print_json({"out": str(made.out), "manifest": made.manifest.as_json(), **made.verification.as_json()})
     else:
         print_parts(tables.sizes_table(made.manifest), *tables.verification_tables(made.verification))
         click.echo(f"written to {made.out}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tierexport.artifact.folder import MANIFEST, read_manifest
+from tierexport.artifact.manifest import MANIFEST, read_manifest
 from tierexport.base.errors import ArtifactError
 from tierexport.base.registry import FORMATS
 from tierexport.formats import format_named
@@ -15,7 +15,7 @@ def artifacts_at(path: Path) -> tuple[tuple[str, Path], ...]:
     says what has to be there. Raises ArtifactError when it is nothing of the kind.
     """
     if (path / MANIFEST).is_file():
-        return tuple((each["format"], path / each["path"]) for each in read_manifest(path)["artifacts"])
+        return tuple((each.format, path / each.path) for each in read_manifest(path).artifacts)
     for name in FORMATS:
         if format_named(name).is_at(path):
             return ((name, path),)

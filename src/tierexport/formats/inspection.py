@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from tierexport.artifact.folder import CODEC, MANIFEST
+from tierexport.artifact.folder import CODEC
+from tierexport.artifact.manifest import MANIFEST
 from tierexport.base.errors import ArtifactError, MachineError
 from tierexport.base.hub import is_hub_id
 from tierexport.base.records import Tensor

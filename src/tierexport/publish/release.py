@@ -6,21 +6,19 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tierexport.artifact.folder import (
     CARD,
     CODEC,
     ENTRANCE,
     IMATRIX,
-    MANIFEST,
     PAGE,
     RECIPE,
     VERIFICATION,
     proven_files,
-    read_manifest,
     read_verification,
 )
+from tierexport.artifact.manifest import MANIFEST, Manifest, read_manifest
 from tierexport.artifact.verdicts import Verification
 from tierexport.base.errors import PublishError
 from tierexport.base.progress import stage
@@ -116,7 +114,7 @@ def publish(
             return done
         wanted = {change.path: files[change.path] for change in done.sent if change.what != "removed"}
         removed = [change.path for change in done.sent if change.what == "removed"]
-        url = hub.upload(wanted, removed, held, f"{manifest['model']['name']}, {manifest['recipe']['name']}")
+        url = hub.upload(wanted, removed, held, f"{manifest.model.name}, {manifest.recipe.name}")
     return Publication(target, changes, overruled, url)
 
 
@@ -128,24 +126,22 @@ def _check(objections: Sequence[Objection], despite: Sequence[str], folder: Path
         raise PublishError(f"{folder} is not published:\n{listed}\n--despite NAME overrules one, by the name before the colon")
 
 
-def _objections(folder: Path, manifest: Mapping[str, Any], found: Verification) -> Iterator[Objection]:
+def _objections(folder: Path, manifest: Manifest, found: Verification) -> Iterator[Objection]:
     for verdict in found.verdicts:
         if verdict.status == "failed":
             yield Objection(f"{verdict.format} on {verdict.device}", f"it could not be verified: {verdict.reason}")
-    for artifact in manifest["artifacts"]:
-        if not any(each.format == artifact["format"] and each.status == "ok" for each in found.verdicts):
-            yield Objection(f"unverified {artifact['format']}", "it ran on no device: tierexport verify")
+    for artifact in manifest.artifacts:
+        if not any(each.format == artifact.format and each.status == "ok" for each in found.verdicts):
+            yield Objection(f"unverified {artifact.format}", "it ran on no device: tierexport verify")
     for gate in found.gates:
         if not gate.passed:
             value = "was not measured" if gate.value is None else f"is {gate.value:.5f}"
             yield Objection(gate.name, f"the gate failed: on {gate.device}, {gate.format}, it {value}")
-    if not (manifest.get("conversion") or {"passed": True})["passed"]:
-        first = manifest["conversion"]["failed"][0]
-        yield Objection(
-            "conversion", f"the GGUF was built though llama.cpp reads it otherwise ({first['name']}: {first['cause']})"
-        )
-    if manifest.get("files") != (now := proven_files(folder, manifest)):
-        before = manifest.get("files") or {}
+    if manifest.conversion and not manifest.conversion.passed:
+        first = manifest.conversion.failed[0]
+        yield Objection("conversion", f"the GGUF was built though llama.cpp reads it otherwise ({first.name}: {first.cause})")
+    if manifest.files != (now := proven_files(folder, manifest)):
+        before = manifest.files
         other = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         yield Objection("changed", f"{', '.join(other[:3])} changed since it was verified: tierexport verify")
     if found_path := next(local_paths(folder, [*now, MANIFEST, VERIFICATION, PAGE, CARD]), None):
@@ -155,7 +151,7 @@ def _objections(folder: Path, manifest: Mapping[str, Any], found: Verification) 
         yield Objection("local-paths", f"{name} names {path!r}, {why}" + (f"; {remedy}" if name == RECIPE else ""))
 
 
-def _files(folder: Path, manifest: Mapping[str, Any], found: Verification, hub: Hub, scratch: Path) -> dict[str, Path]:
+def _files(folder: Path, manifest: Manifest, found: Verification, hub: Hub, scratch: Path) -> dict[str, Path]:
     """The release by paths in the repository; the card is written anew, for its snippets name the place."""
     names = [*proven_files(folder, manifest), MANIFEST, VERIFICATION, PAGE]
     place = card.Place(hub.model, hub.download)

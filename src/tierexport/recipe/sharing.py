@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tierexport.artifact.folder import CODEC, IMATRIX
+from tierexport.artifact.manifest import ModelEntry, TextsEntry
 from tierexport.base.digests import file_digest, folder_digests, value_digest
 from tierexport.base.errors import DataError, InputError, MachineError
 from tierexport.base.files import write_json
@@ -27,7 +28,7 @@ class Shared:
     """A recipe as an artifact has it, and `texts`: {key, name, digest} of each local file or folder of texts that it names."""
 
     document: dict[str, Any]
-    texts: tuple[dict[str, str], ...]
+    texts: tuple[TextsEntry, ...]
 
 
 def share(recipe: Recipe, source: Source, imatrix: bool) -> Shared:
@@ -44,7 +45,7 @@ def share(recipe: Recipe, source: Source, imatrix: bool) -> Shared:
         document["vectors"] = {"codec": CODEC}  # which lies beside the recipe
     if recipe.calibration.imatrix and imatrix:
         document["calibration"]["imatrix"] = IMATRIX
-    texts: list[dict[str, str]] = []
+    texts: list[TextsEntry] = []
     for key in ("calibration.texts", "calibration.imatrix", "verify.data", "verify.sts"):
         table, _, last = key.partition(".")
         if last in document.get(table, {}):
@@ -55,7 +56,7 @@ def share(recipe: Recipe, source: Source, imatrix: bool) -> Shared:
     return Shared(document, tuple(texts))
 
 
-def _named(value: str, key: str, texts: list[dict[str, str]]) -> str:
+def _named(value: str, key: str, texts: list[TextsEntry]) -> str:
     """What is said in place of a path: its last part."""
     place, split = split_off(value, Path()) if key == "verify.data" else (value, None)
     path = Path(place)
@@ -63,7 +64,7 @@ def _named(value: str, key: str, texts: list[dict[str, str]]) -> str:
         return value
     digest = _digest(path)
     name = path.name if split is None else f"{path.name}:{split}"
-    texts.append({"key": key, "name": name, "digest": digest})
+    texts.append(TextsEntry(key, name, digest))
     _note(digest, {"path": value})
     return name
 
@@ -93,32 +94,32 @@ def _noted(digest: str) -> Mapping[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def reopened(model: Mapping[str, Any], folder: Path) -> Source:
+def reopened(model: ModelEntry, folder: Path) -> Source:
     """The fp32 model that a manifest's `model` names: where it was built from, if that is here, or else by that name.
 
     Raises SourceError or MachineError.
     """
-    where = _noted(str(model["digest"]))
+    where = _noted(model.digest)
     if where:
         try:
             found = open_source(where["model"], Path(where["folder"]))
         except (InputError, MachineError, KeyError):
             pass
         else:
-            if found.digest == model["digest"]:
+            if found.digest == model.digest:
                 return found
     try:
-        return open_source(str(model["spec"]), folder)
+        return open_source(model.spec, folder)
     except (InputError, MachineError) as error:
         raise type(error)(f"{error}; --model names a folder with the fp32 model's files, where there is one") from error
 
 
-def relocated(settings: VerifySettings, texts: Sequence[Mapping[str, str]]) -> VerifySettings:
+def relocated(settings: VerifySettings, texts: Sequence[TextsEntry]) -> VerifySettings:
     """A recipe's verification with the names of local texts replaced by their paths, where they are on this machine.
 
     Raises DataError where one is no longer what it was.
     """
-    known = {(each["key"], each["name"]): each["digest"] for each in texts}
+    known = {(each.key, each.name): each.digest for each in texts}
 
     def path(key: str, name: str) -> str:
         digest = known.get((key, name), "")

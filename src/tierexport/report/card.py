@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any
 
 import jinja2
 
+from tierexport.artifact.manifest import ArtifactEntry, Manifest, ModelEntry
 from tierexport.artifact.verdicts import Verdict, Verification
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.batches import prompt_for
-from tierexport.report.head import head_fields, licence_of, unstated
+from tierexport.report.head import head_fields, unstated
 from tierexport.report.page import tier_map
 
 QUESTION = "How do I fix a flat tire?"
@@ -34,15 +35,18 @@ class Place:
     download: str | None = None
 
 
-def render_card(manifest: Mapping[str, Any], found: Verification, document: str, place: Place | None = None) -> str:
+def render_card(manifest: Manifest, found: Verification, document: str, place: Place | None = None) -> str:
     """Markdown under a YAML head, from the manifest, the verification and the recipe's text, and from nothing else."""
     place = place or Place()
-    model, recipe, artifacts = manifest["model"], manifest["recipe"], manifest["artifacts"]
-    paths = {artifact["format"]: artifact["path"] for artifact in artifacts}
+    model, recipe, artifacts = manifest.model, manifest.recipe, manifest.artifacts
+    paths = {artifact.format: artifact.path for artifact in artifacts}
     body = _template().render(
-        **{key: manifest[key] for key in ("model", "recipe", "artifacts", "tools")},
-        vectors=manifest.get("vectors"),
-        conversion=manifest.get("conversion"),
+        model=model,
+        recipe=recipe,
+        artifacts=artifacts,
+        tools=manifest.tools,
+        vectors=manifest.vectors,
+        conversion=manifest.conversion,
         found=found,
         origin=_origin(model),
         rounding=[line for artifact in artifacts for line in _rounding_lines(artifact)],
@@ -52,13 +56,13 @@ def render_card(manifest: Mapping[str, Any], found: Verification, document: str,
         retrieval=[(verdict, each) for verdict in found.verdicts for each in verdict.retrieval_shown],
         sts=[(verdict, verdict.sts) for verdict in found.verdicts if verdict.sts],
         **_snippets(model),
-        similarity=SIMILARITIES[model.get("similarity", "cosine")].words,
+        similarity=SIMILARITIES[model.similarity].words,
         **paths,
-        layout=recipe["torchao"]["layout"],
-        name=f"{model['name']}-{recipe['name']}".lower(),
+        layout=recipe.torchao["layout"],
+        name=f"{model.name}-{recipe.name}".lower(),
         place=place.model,
         download=place.download,
-        versions=f"tierexport {manifest['tools']['tierexport']}, llama.cpp of {manifest['tools']['llama.cpp']}",
+        versions=f"tierexport {manifest.tools['tierexport']}, llama.cpp of {manifest.tools['llama.cpp']}",
         document=document.strip(),
     )
     return f"---\n{_metadata(manifest, found)}\n---\n\n{body}"
@@ -70,37 +74,37 @@ def _template() -> jinja2.Template:
     return markdown.from_string(text)
 
 
-def _origin(model: Mapping[str, Any]) -> str:
+def _origin(model: ModelEntry) -> str:
     """The source by its name, its licence, and what its own card leaves unsaid."""
-    licence = licence_of(model)
+    licence = model.terms
     stated = ", ".join(each for each in (str(licence), licence.name, licence.link) if each) if licence.identifiers else ""
-    named = str(model["base_model"] or (model["name"] if Path(model["spec"]).is_absolute() else model["spec"]))
-    unnamed = ", ".join(unstated(model["languages"]))
-    told = [f"licence {stated}" if stated else "", f"languages {unnamed}" if unnamed else "", model.get("note") or ""]
+    named = str(model.base_model or (model.name if Path(model.spec).is_absolute() else model.spec))
+    unnamed = ", ".join(unstated(model.languages))
+    told = [f"licence {stated}" if stated else "", f"languages {unnamed}" if unnamed else "", model.note or ""]
     return f"`{named}`" + (f" ({'; '.join(each for each in told if each)})" if any(told) else "")
 
 
 # --- the head
 
 
-def _metadata(manifest: Mapping[str, Any], found: Verification) -> str:
+def _metadata(manifest: Manifest, found: Verification) -> str:
     """The YAML that a Hugging Face hub reads: where the model comes from, and the results."""
     from huggingface_hub import ModelCardData
 
-    model, formats = manifest["model"], [artifact["format"] for artifact in manifest["artifacts"]]
+    model, formats = manifest.model, [artifact.format for artifact in manifest.artifacts]
     ran = [verdict for verdict in found.verdicts if verdict.status == "ok"]
     results = [
         result for verdict in ran for result in _results(verdict, found.similarity) if math.isfinite(result.metric_value)
     ]
-    stock = "torchao" in formats and manifest["recipe"]["torchao"]["layout"] == "portable"
+    stock = "torchao" in formats and manifest.recipe.torchao["layout"] == "portable"
     data = ModelCardData(
-        base_model=model["base_model"],
-        base_model_relation="quantized" if model["base_model"] else None,
+        base_model=model.base_model,
+        base_model_relation="quantized" if model.base_model else None,
         library_name="sentence-transformers" if stock else "llama.cpp" if "gguf" in formats else "tierexport",
-        **head_fields(licence_of(model), model["languages"], checked=bool(model["base_model"] and model["revision"])),
+        **head_fields(model.terms, model.languages, checked=bool(model.base_model and model.revision)),
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "text-embeddings", "quantized", *formats, "tierexport"],
-        model_name=f"{model['name']}-{manifest['recipe']['name']}",
+        model_name=f"{model.name}-{manifest.recipe.name}",
         eval_results=results or None,
     )
     return data.to_yaml()
@@ -136,21 +140,21 @@ def _results(verdict: Verdict, similarity: str) -> Iterator[Any]:
 # --- the body
 
 
-def _rounding_lines(artifact: Mapping[str, Any]) -> Iterator[str]:
+def _rounding_lines(artifact: ArtifactEntry) -> Iterator[str]:
     """How many tensors were rounded how, and the crushed ones for which it was to nearest, by name."""
-    crushed = [each for each in artifact["tensors"] if each["type"].lower() not in UNCRUSHED]
-    fed_back = [each for each in crushed if each["rounding"] != "nearest"]
+    crushed = [each for each in artifact.tensors if each.type.lower() not in UNCRUSHED]
+    fed_back = [each for each in crushed if each.rounding != "nearest"]
     if fed_back:
         named = ", ".join(
-            f"`{each['name']}`" + (f" ({each['note']})" if each["note"] else "") for each in crushed if each not in fed_back
+            f"`{each.name}`" + (f" ({each.note})" if each.note else "") for each in crushed if each not in fed_back
         )
         yield (
-            f"{artifact['format']}: {len(fed_back)} tensors were rounded with error feedback (GPTQ), layer by layer"
-            + (", and their scales, biases and norms tuned (distill)" if fed_back[0]["rounding"] == "distill" else "")
+            f"{artifact.format}: {len(fed_back)} tensors were rounded with error feedback (GPTQ), layer by layer"
+            + (", and their scales, biases and norms tuned (distill)" if fed_back[0].rounding == "distill" else "")
             + (f"; to nearest: {named}." if named else ".")
         )
     elif crushed:
-        yield f"{artifact['format']}: all {len(crushed)} quantized tensors were rounded to nearest."
+        yield f"{artifact.format}: all {len(crushed)} quantized tensors were rounded to nearest."
 
 
 def _speed_lines(found: Verification) -> Iterator[str]:
@@ -166,11 +170,11 @@ def _speed_lines(found: Verification) -> Iterator[str]:
             )
 
 
-def _snippets(model: Mapping[str, Any]) -> dict[str, Any]:
+def _snippets(model: ModelEntry) -> dict[str, Any]:
     """What the template needs to write code: quoted texts, prompts by name, the context's length in each dialect."""
-    query, passage = (prompt_for(model["prompts"], kind) for kind in ("query", "passage"))
+    query, passage = (prompt_for(model.prompts, kind) for kind in ("query", "passage"))
     names = {"encode_kwargs": "document" if passage else None, "query_encode_kwargs": "query" if query else None}
-    tokens, normalize = model["max_tokens"], _normalizes(model)
+    tokens, normalize = model.max_tokens, _normalizes(model)
     separator = "--embd-separator '<#>' " if "\n" in query else ""  # a line break would end the text
     return {
         "question": QUESTION,
@@ -192,13 +196,13 @@ def _snippets(model: Mapping[str, Any]) -> dict[str, Any]:
             "tokens": f"max_length={tokens}, " if tokens else "",
         },
         "normalize": normalize,
-        "pooled": all(module in POOLED for module in model["modules"]),
+        "pooled": all(module in POOLED for module in model.modules),
     }
 
 
-def _normalizes(model: Mapping[str, Any]) -> bool:
+def _normalizes(model: ModelEntry) -> bool:
     """Whether users bring vectors to unit length: for cosines it changes nothing, else the model itself decides."""
-    return bool(model.get("similarity", "cosine") == "cosine" or model["modules"][-1:] == ["Normalize"])
+    return bool(model.similarity == "cosine" or model.modules[-1:] == ("Normalize",))
 
 
 def _python(text: str) -> str:

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tierexport.artifact.folder import read_manifest, read_verification
+from tierexport.artifact.folder import read_verification
+from tierexport.artifact.manifest import ArtifactEntry, read_manifest
 from tierexport.artifact.verdicts import Verdict
 from tierexport.base.errors import ArtifactError
 
@@ -45,23 +46,22 @@ def compare(folders: Sequence[Path]) -> tuple[Compared, ...]:
     ArtifactError for a folder that tierexport did not build or verify, or where nothing ran.
     """
     manifests = [read_manifest(folder) for folder in folders]
-    several = len({each["model"]["digest"] for each in manifests}) > 1
+    several = len({each.model.digest for each in manifests}) > 1
     found = []
     for folder, manifest in zip(folders, manifests, strict=True):
-        recipe = manifest["recipe"]["name"]
-        name = f"{manifest['model']['name']} {recipe}" if several else recipe
-        sizes = {each["format"]: each for each in manifest["artifacts"]}
+        recipe = manifest.recipe.name
+        name = f"{manifest.model.name} {recipe}" if several else recipe
+        sizes = {each.format: each for each in manifest.artifacts}
         results = [each for each in read_verification(folder).verdicts if each.status == "ok" and not each.vectors]
-        try:
-            found += [_compared(name, sizes[each.format], each) for each in results]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{folder} is not what this tierexport writes ({error!r}): verify it again") from error
+        if unknown := [each.format for each in results if each.format not in sizes]:
+            raise ArtifactError(f"{folder} was verified as {unknown[0]}, which its manifest does not list: verify it again")
+        found += [_compared(name, sizes[each.format], each) for each in results]
         if not results:
             raise ArtifactError(f"{folder}: no artifact in it ran on any device: verify it again")
     return tuple(sorted(found, key=lambda each: each.bytes))
 
 
-def _compared(name: str, artifact: dict[str, Any], verdict: Verdict) -> Compared:
+def _compared(name: str, artifact: ArtifactEntry, verdict: Verdict) -> Compared:
     if verdict.fidelity is None:
         raise ArtifactError(f"{name}: its verification lacks figures: verify it again")
     low, high = verdict.fidelity.cos_mean_ci
@@ -69,8 +69,8 @@ def _compared(name: str, artifact: dict[str, Any], verdict: Verdict) -> Compared
         name=name,
         format=verdict.format,
         device=verdict.device,
-        bytes=artifact["bytes"],
-        stored_bits=artifact["stored_bits"],
+        bytes=artifact.bytes,
+        stored_bits=artifact.stored_bits,
         loss=1 - verdict.fidelity.cos_mean,
         loss_ci=(1 - high, 1 - low),
         top10_retention=verdict.fidelity.top10_retention,

@@ -1,7 +1,7 @@
 """Licence and languages in the head of a card that is written, as hubs want them stated."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tierexport.base.records import Licence
@@ -66,9 +66,3 @@ def _codes(languages: Sequence[str]) -> Iterator[str]:
 def unstated(languages: Sequence[str]) -> list[str]:
     """The languages that a card's head can't state, for they are no codes."""
     return [each for each in languages if not list(_codes([each]))]
-
-
-def licence_of(model: Mapping[str, Any]) -> Licence:
-    """The licence that a manifest's `model` states; an older one has its text alone."""
-    identifiers = model.get("licences") or ([model["licence"]] if model.get("licence") else [])
-    return Licence(tuple(identifiers), model.get("licence_name"), model.get("licence_link"))

@@ -1,12 +1,13 @@
 """report.html: one self-contained page, drawn from the manifest and the verification alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import Any
 
 import jinja2
 import numpy as np
 
+from tierexport.artifact.manifest import ArtifactEntry, Manifest, TensorEntry
 from tierexport.artifact.verdicts import RetrievalVerdict, Verdict, Verification
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.roles import ROLES
@@ -16,7 +17,7 @@ WIDTH, HEIGHT = 640, 100
 BINS = 40
 
 
-def render_page(manifest: Mapping[str, Any], found: Verification) -> str:
+def render_page(manifest: Manifest, found: Verification) -> str:
     """The page as HTML; it asks for nothing over the network."""
     template = resources.files("tierexport.report").joinpath("page.html").read_text("utf-8")
     judged = [(verdict, each) for verdict in found.verdicts for each in verdict.retrieval_shown]
@@ -28,7 +29,7 @@ def render_page(manifest: Mapping[str, Any], found: Verification) -> str:
             manifest=manifest,
             found=found,
             texts=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
-            maps=[tier_map(artifact) for artifact in manifest["artifacts"]],
+            maps=[tier_map(artifact) for artifact in manifest.artifacts],
             histograms=[
                 _histogram(verdict, _lowest(found)) for verdict in found.verdicts if verdict.cosines and not verdict.vectors
             ],
@@ -40,24 +41,24 @@ def render_page(manifest: Mapping[str, Any], found: Verification) -> str:
     )
 
 
-def tier_map(artifact: Mapping[str, Any]) -> dict[str, Any]:
+def tier_map(artifact: ArtifactEntry) -> dict[str, Any]:
     """Rows are layers, columns roles, cells native types; what lies outside the layers comes first."""
-    tensors = [each for each in artifact["tensors"] if each["role"] != "kept"]
-    layered = [role for role in ROLES if any(each["layer"] is not None and each["role"] == role for each in tensors)]
+    tensors = [each for each in artifact.tensors if each.role != "kept"]
+    layered = [role for role in ROLES if any(each.layer is not None and each.role == role for each in tensors)]
     rows = []
     for each in tensors:
-        if each["layer"] is None:
+        if each.layer is None:
             cells = [_cell([each])] + [{"type": "", "colour": ""}] * (len(layered) - 1)
-            rows.append({"name": each["role"], "cells": cells, "bytes": each["bytes"]})
-    for layer in sorted({each["layer"] for each in tensors if each["layer"] is not None}):
-        here = [each for each in tensors if each["layer"] == layer]
-        cells = [_cell([each for each in here if each["role"] == role]) for role in layered]
-        rows.append({"name": layer, "cells": cells, "bytes": sum(each["bytes"] for each in here)})
-    return {"format": artifact["format"], "roles": layered, "rows": rows}
+            rows.append({"name": each.role, "cells": cells, "bytes": each.bytes})
+    for layer in sorted({each.layer for each in tensors if each.layer is not None}):
+        here = [each for each in tensors if each.layer == layer]
+        cells = [_cell([each for each in here if each.role == role]) for role in layered]
+        rows.append({"name": layer, "cells": cells, "bytes": sum(each.bytes for each in here)})
+    return {"format": artifact.format, "roles": layered, "rows": rows}
 
 
-def _cell(tensors: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    types = list(dict.fromkeys(each["type"] for each in tensors))
+def _cell(tensors: Sequence[TensorEntry]) -> dict[str, str]:
+    types = list(dict.fromkeys(each.type for each in tensors))
     return {"type": " ".join(types), "colour": f"b{bits_of(types[0])}" if types else ""}
 
 

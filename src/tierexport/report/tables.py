@@ -7,6 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from tierexport.artifact.manifest import Manifest
 from tierexport.artifact.verdicts import Fidelity, Verification
 from tierexport.base.records import FormatPlan, Tensor
 from tierexport.formats.headers import Omitted
@@ -62,13 +63,13 @@ def totals_table(plan: Plan) -> Table:
     return table
 
 
-def sizes_table(manifest: Mapping[str, Any]) -> Table:
+def sizes_table(manifest: Manifest) -> Table:
     """What a build made: bytes and bits of each artifact."""
     names = ("format", "file", "MB", "nominal bits", "stored bits")
-    table = _table(f"{manifest['model']['name']} · {manifest['recipe']['name']}", *names, right=names[2:])
-    for artifact in manifest["artifacts"]:
-        bits = (f"{artifact[key]:.2f}" for key in ("nominal_bits", "stored_bits"))
-        table.add_row(artifact["format"], artifact["path"], f"{artifact['bytes'] / 1e6:.2f}", *bits)
+    table = _table(f"{manifest.model.name} · {manifest.recipe.name}", *names, right=names[2:])
+    for artifact in manifest.artifacts:
+        bits = (f"{each:.2f}" for each in (artifact.nominal_bits, artifact.stored_bits))
+        table.add_row(artifact.format, artifact.path, f"{artifact.bytes / 1e6:.2f}", *bits)
     return table
 
 

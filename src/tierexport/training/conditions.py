@@ -19,8 +19,8 @@ from tierexport.vectors.codecs import Codec
 from tierexport.vectors.encoder import Encoder, codec_similarity, open_encoder
 from tierexport.vectors.scaling import fit
 from tierexport.verify.intervals import mean_interval
+from tierexport.verify.material import read_material
 from tierexport.verify.retrieval import Scores, score
-from tierexport.verify.verifier import read_material
 
 
 @dataclass(frozen=True)

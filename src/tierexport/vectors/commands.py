@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from tierexport.artifact.folder import CODEC, MANIFEST
+from tierexport.artifact.folder import CODEC
+from tierexport.artifact.manifest import MANIFEST
 from tierexport.base.errors import VectorError
 from tierexport.base.records import VectorSettings
 from tierexport.datasets.calibration import calibration_texts, texts_in

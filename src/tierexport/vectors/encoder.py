@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from tierexport.artifact.folder import CODEC
 from tierexport.base.errors import VectorError
+from tierexport.base.paths import expanded
 from tierexport.base.progress import stage
 from tierexport.base.records import Floats, Source, VectorSettings
 from tierexport.metrics.similarity import Similarity, normalized
 from tierexport.model.reference import Reference
 from tierexport.model.source import open_source
+from tierexport.recipe.plan import Plan
 from tierexport.vectors.codecs import COMPARED, Codec
 from tierexport.vectors.scaling import fit, widening
+from tierexport.vectors.storage import read_codec
 
 PROBE = "By noon the fog had lifted from the harbour, and two of the three ferries were running again."
 """The sentence whose vector a codec keeps."""
@@ -85,3 +89,17 @@ def open_encoder(model: str) -> Encoder:
     """The encoder of what users call a model. Raises SourceError."""
     with stage("Looking at the model"):
         return Encoder(open_source(str(Path(model).resolve()) if Path(model).is_dir() else model))
+
+
+def output_codec(made: Plan) -> Codec | None:
+    """How a recipe wants vectors stored: by a codec fitted on the calibration texts, one in a file, or the model's own."""
+    recipe, source = made.recipe, made.source
+    settings, own = recipe.vectors, source.path / CODEC
+    if settings is None and not own.is_file():
+        return None
+    encoder = Encoder(source)
+    if settings and not settings.codec:
+        return encoder.fit(settings, [text.text for text in made.texts.texts])
+    codec, _ = read_codec(recipe.folder / expanded(settings.codec) if settings and settings.codec else own)
+    encoder.check(codec)
+    return codec

@@ -9,6 +9,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from tierexport.artifact.folder import CODEC
+from tierexport.artifact.manifest import VectorsEntry
 from tierexport.base.errors import VectorError
 from tierexport.base.files import write_whole
 from tierexport.base.libraries import import_faiss
@@ -90,3 +92,8 @@ def to_faiss(codec: Codec, codes: Bytes) -> Any:
     faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)
     index.ntotal = len(codes)
     return index
+
+
+def codec_entry(codec: Codec) -> VectorsEntry:
+    """What a manifest says of a codec that lies in its folder."""
+    return VectorsEntry(path=CODEC, stored=codec.name, **codec.as_json())

@@ -3,21 +3,17 @@
 Vectors are kept in the cache, so verifying again, or a second artifact of the same model, takes no longer than it has to.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tierexport.artifact.verdicts import ProbeVerdict, Verdict, Verification
-from tierexport.base.errors import ArtifactError, DataError, MachineError
-from tierexport.base.paths import expanded
-from tierexport.base.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
-from tierexport.datasets.beir import read_retrieval_set
-from tierexport.datasets.calibration import read_sts, screen
+from tierexport.base.errors import ArtifactError, MachineError
+from tierexport.base.records import Encoded, RetrievalSet
+from tierexport.datasets.calibration import screen
 from tierexport.formats import format_named
 from tierexport.metrics.similarity import Similarity, cosines
 from tierexport.model.encoder import encode
@@ -25,10 +21,12 @@ from tierexport.model.reference import Reference
 from tierexport.model.vector_store import VectorStore
 from tierexport.vectors.codecs import Codec
 from tierexport.verify import fidelity, gates, retrieval, sts
+from tierexport.verify.material import Material
 from tierexport.verify.opened import Judged, OpenArtifact, why_not
 from tierexport.verify.probes import probes
 from tierexport.verify.probing import ask_probes
 from tierexport.verify.speed import Speed, side_by_side
+from tierexport.verify.subject import Subject
 
 SCREEN, STS = "screen", "sts"
 
@@ -36,39 +34,16 @@ Texts = dict[str, tuple[str, list[str]]]
 """Everything to encode: name → (kind of prompt, texts)."""
 
 
-@dataclass(frozen=True)
-class Material:
-    """The texts of a verification beside the screen."""
-
-    sets: tuple[RetrievalSet, ...] = ()
-    sts: tuple[tuple[float, str, str], ...] = ()
-    sts_name: str = ""
-
-
-def read_material(settings: VerifySettings, folder: Path) -> Material:
-    """Read what a recipe or a command names. Raises DataError, or MachineError for a hub out of reach."""
-    sets = tuple(read_retrieval_set(each, folder) for each in settings.data)
-    if twice := [name for name, count in Counter(each.name for each in sets).items() if count > 1]:
-        raise DataError(f"two retrieval sets are named {twice[0]!r}: nobody could tell their figures apart")
-    if settings.sts is None:
-        return Material(sets)
-    path = folder / expanded(settings.sts)
-    return Material(sets, tuple(read_sts(path)), path.name)
-
-
-def verify(
-    artifacts: Sequence[Judged], source: Source, material: Material, required: Sequence[Gate], devices: Sequence[str],
-    codec: Codec | None = None, say: Callable[[str], None] = lambda _: None,
-) -> Verification:  # fmt: skip
+def verify(what: Subject, devices: Sequence[str], say: Callable[[str], None] = lambda _: None) -> Verification:
     """A verdict on every artifact on every device, and on every gate; with a codec, another on the vectors as it stores them.
 
     An artifact that can't be opened or dies is "failed" with the reason, and the others are still
     judged. `say`: called with what is being encoded. Raises SourceError when the fp32 model can't be run.
     """
-    judging = _Judging(Reference(source, say), _texts(material), material, codec)
-    verdicts = [verdict for artifact in artifacts for device in devices for verdict in judging.verdicts(artifact, device)]
-    judged = gates.judge(required, verdicts)
-    return Verification(f"fp32 {source.name}, sentence-transformers, cpu", tuple(verdicts), judged, source.similarity)
+    judging = _Judging(Reference(what.source, say), _texts(what.material), what.material, what.codec)
+    verdicts = [each for artifact in what.artifacts for device in devices for each in judging.verdicts(artifact, device)]
+    reference = f"fp32 {what.source.name}, sentence-transformers, cpu"
+    return Verification(reference, tuple(verdicts), gates.judge(what.gates, verdicts), what.source.similarity)
 
 
 def _texts(material: Material) -> Texts:

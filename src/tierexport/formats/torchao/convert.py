@@ -6,7 +6,7 @@ from typing import Any
 
 from tierexport.base.errors import PlanError
 from tierexport.base.records import TorchaoSettings
-from tierexport.formats.torchao.int4 import pack_int4
+from tierexport.formats.torchao.pack import pack_int4
 
 
 def config_of(native: str, settings: TorchaoSettings) -> Any:
