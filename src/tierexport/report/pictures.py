@@ -1,18 +1,17 @@
 """Pictures with axes, drawn by matplotlib: bytes against what they buy."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tierexport.base.errors import InputError
 from tierexport.report.comparison import Compared, Interval
+from tierexport.report.drawing import GRID, figure, written
 from tierexport.search.found import Frontier
 from tierexport.search.layer_map import ModelMap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 KINDS = ("svg", "png", "pdf")
 COLOURS = {"gguf": "#2b7de0", "torchao": "#e0662b", "searched": "#2b7de0", "shipped": "#2e9e5b", "llama.cpp": "#e0662b"}
@@ -33,8 +32,8 @@ def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
     is the file format, one of KINDS.
     """
     sets = list(dict.fromkeys(name for each in compared for name in each.retrieval))
-    figure = _figure(1 + 0.75 * (1 + len(sets)), 1.2 + 0.3 * len(compared))
-    sizes, loss, *differences = figure.subplots(1, 2 + len(sets), sharey=True)
+    drawn = figure(1 + 0.75 * (1 + len(sets)), 1.2 + 0.3 * len(compared))
+    sizes, loss, *differences = drawn.subplots(1, 2 + len(sets), sharey=True)
     rows = range(len(compared))
     colours = [COLOURS[each.format] for each in compared]
     sizes.barh(rows, [each.bytes / 1e6 for each in compared], color=colours, height=0.6)
@@ -52,9 +51,9 @@ def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
         axes.axvline(0, color="0.5", linewidth=0.8)
         axes.set_title(f"{name}: NDCG@10 less fp32's")
     for axes in (sizes, loss, *differences):
-        axes.grid(color="0.92")
+        axes.grid(color=GRID)
         axes.set_axisbelow(True)
-    return _written(figure, kind)
+    return written(drawn, kind)
 
 
 def _whisker(axes: "Axes", row: int, value: float, interval: Interval, colour: str) -> None:
@@ -65,8 +64,8 @@ def _whisker(axes: "Axes", row: int, value: float, interval: Interval, colour: s
 
 def frontier_picture(found: Frontier, kind: str) -> bytes:
     """Stored bits against loss: the searched sizes as a curve, the others as points with names."""
-    figure = _figure(1)
-    axes = figure.subplots()
+    drawn = figure(1)
+    axes = drawn.subplots()
     curve = sorted((each for each in found.points if each.kind == "searched"), key=lambda each: each.bytes)
     axes.plot([each.stored_bits for each in curve], [each.loss for each in curve], color=COLOURS["searched"], label="searched")
     for other in ("llama.cpp", "shipped"):
@@ -77,15 +76,15 @@ def frontier_picture(found: Frontier, kind: str) -> bytes:
     axes.set_yscale("log")
     axes.set_xlabel("stored bits per parameter, whole file")
     axes.set_title(f"{found.model}: 1 − cosine to fp32 on unseen sentences, lower is better")
-    axes.grid(color="0.92")
+    axes.grid(color=GRID)
     axes.legend(frameon=False)
-    return _written(figure, kind)
+    return written(drawn, kind)
 
 
 def map_picture(found: ModelMap, kind: str) -> bytes:
     """What each layer does above what rounding it alone costs, layer by layer."""
-    figure = _figure(1, 9)
-    does, costs, keeps = figure.subplots(3, 1, sharex=True, height_ratios=(4, 3, 2))
+    drawn = figure(1, 9)
+    does, costs, keeps = drawn.subplots(3, 1, sharex=True, height_ratios=(4, 3, 2))
     layers = [each.layer for each in found.readings]
     for name, label in _READINGS.items():
         does.plot(layers, [getattr(each, name) for each in found.readings], "o-", label=label)
@@ -106,10 +105,10 @@ def map_picture(found: ModelMap, kind: str) -> bytes:
     keeps.set_xlabel("layer")
     keeps.set_xticks(layers)
     for axes in (does, costs, keeps):
-        axes.grid(color="0.92")
+        axes.grid(color=GRID)
         axes.set_axisbelow(True)
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))  # hides no line
-    return _written(figure, kind)
+    return written(drawn, kind)
 
 
 _READINGS = {
@@ -119,18 +118,3 @@ _READINGS = {
     "largest_share": "norm in the 4 largest dimensions",
     "anisotropy": "anisotropy",
 }
-
-
-def _figure(panels: float, height: float = 4.5) -> "Figure":
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # Text stays text, and the ids inside an SVG don't change from run to run.
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "tierexport", "font.size": 9})
-    return Figure(figsize=(6 * panels, height), layout="constrained")
-
-
-def _written(figure: "Figure", kind: str) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    return file.getvalue()
