@@ -45,6 +45,14 @@ def test_commands_and_options_exist(page: Path) -> None:
         assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known | {"--help"}, line
 
 
+def test_the_architecture_names_files_that_are_there() -> None:
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.(?:py|toml))?|pipeline\.py)`", text))
+    assert len(named) > 40
+    top = {"gguf/", "torchao/", "places/"}  # folders of an artifact, and of the cache
+    assert not {each for each in named - top if not any((root / each).exists() for root in (ROOT, ROOT / "src/tierexport"))}
+
+
 def test_the_readme_s_recipe_is_a_recipe() -> None:
     import tomllib
 
