@@ -27,9 +27,8 @@ from tierexport.base.errors import ArtifactError, DataError
 from tierexport.base.files import write_json, write_whole
 from tierexport.base.locks import locked
 from tierexport.base.outputs import building
-from tierexport.base.paths import expanded
 from tierexport.base.progress import note, stage
-from tierexport.base.records import NO_IMATRIX, Artifact, Gate, Imatrix, Source, VerifySettings
+from tierexport.base.records import NO_IMATRIX, Imatrix, Source
 from tierexport.base.registry import FORMATS
 from tierexport.base.stages import Stages
 from tierexport.formats import formats_of
@@ -42,8 +41,11 @@ from tierexport.model.folder import modules
 from tierexport.model.reference import Reference
 from tierexport.model.source import open_source
 from tierexport.model.weights import check_finite
+from tierexport.recipe.gates import Gate
 from tierexport.recipe.plan import Plan, make_plan
-from tierexport.recipe.schema import read_recipe
+from tierexport.recipe.planned import Artifact
+from tierexport.recipe.read import read_recipe
+from tierexport.recipe.schema import VerifySettings
 from tierexport.recipe.sharing import Shared, relocated, reopened, share
 from tierexport.report.card import POOLED, render_card
 from tierexport.report.comparison import Compared, compare
@@ -94,7 +96,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
     """
     made = plan(recipe_path, overrides)
     recipe, source = made.recipe, made.source
-    material = read_material(recipe.verify, recipe.folder)
+    material = read_material(recipe.verify, Path())
     out = out or Path("artifacts") / f"{source.name}-{recipe.name}"
     with building(out) as work:
         with stage("Checking the weights"):
@@ -243,7 +245,7 @@ def output_codec(made: Plan) -> Codec | None:
     encoder = Encoder(source)
     if settings and not settings.codec:
         return encoder.fit(settings, [text.text for text in made.texts.texts])
-    codec, _ = read_codec(recipe.folder / expanded(settings.codec) if settings and settings.codec else own)
+    codec, _ = read_codec(Path(settings.codec) if settings and settings.codec else own)
     encoder.check(codec)
     return codec
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from tierexport.base.errors import VectorError
 from tierexport.base.progress import stage
-from tierexport.base.records import Floats, Source, VectorSettings
+from tierexport.base.records import Floats, Source
 from tierexport.metrics.similarity import Similarity, normalized
 from tierexport.model.reference import Reference
 from tierexport.model.source import open_source
+from tierexport.recipe.schema import VectorSettings
 from tierexport.vectors.codecs import COMPARED, Codec
 from tierexport.vectors.scaling import fit, widening
 

@@ -15,7 +15,7 @@ import numpy as np
 from tierexport.artifact.verdicts import ProbeVerdict, Verdict, Verification
 from tierexport.base.errors import ArtifactError, DataError, MachineError
 from tierexport.base.paths import expanded
-from tierexport.base.records import Encoded, Gate, RetrievalSet, Source, VerifySettings
+from tierexport.base.records import Encoded, RetrievalSet, Source
 from tierexport.datasets.beir import read_retrieval_set
 from tierexport.datasets.calibration import read_sts, screen
 from tierexport.formats import format_named
@@ -23,6 +23,8 @@ from tierexport.metrics.similarity import Similarity, cosines
 from tierexport.model.encoder import encode
 from tierexport.model.reference import Reference
 from tierexport.model.vector_store import VectorStore
+from tierexport.recipe.gates import Gate
+from tierexport.recipe.schema import VerifySettings
 from tierexport.vectors.codecs import Codec
 from tierexport.verify import fidelity, gates, retrieval, sts
 from tierexport.verify.opened import Judged, OpenArtifact, why_not
