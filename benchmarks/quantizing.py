@@ -28,7 +28,7 @@ from tierexport.formats.protocol import Job
 from tierexport.model.source import open_source
 from tierexport.quantize.layerwise import NOTHING_ROUNDED
 from tierexport.recipe.plan import make_plan
-from tierexport.recipe.schema import parse_recipe
+from tierexport.recipe.read import parse_recipe
 
 RUNS = 3
 TYPES = ("Q8_0", "Q4_0", "IQ4_NL", "Q4_K")

@@ -21,12 +21,13 @@ import gguf
 
 from tierexport import pipeline
 from tierexport.artifact.verdicts import Verdict
-from tierexport.base.records import Imatrix, VerifySettings
+from tierexport.base.records import Imatrix
 from tierexport.formats.export import export
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.protocol import Job
 from tierexport.recipe.plan import Plan
+from tierexport.recipe.schema import VerifySettings
 
 MODEL = "all-MiniLM-L6-v2"
 TYPES = ("Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")

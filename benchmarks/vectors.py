@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tierexport.base.records import LEVELS, SCALINGS, VectorSettings
 from tierexport.datasets.beir import read_retrieval_set
 from tierexport.datasets.calibration import calibration_texts
+from tierexport.recipe.choices import LEVELS, SCALINGS
+from tierexport.recipe.schema import VectorSettings
 from tierexport.training.conditions import Texts, gap
 from tierexport.vectors.encoder import open_encoder
 

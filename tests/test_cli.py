@@ -10,14 +10,12 @@ import pytest
 
 from conftest import run
 from tierexport import cli
-from tierexport.base import records
 from tierexport.base.shipped import names_of
-from tierexport.cli import vector_commands as cli_vectors
 from tierexport.cli.vector_commands import vectors
 
 COMMANDS = {name: each for name, each in cli.main.commands.items() if not isinstance(each, click.Group)}
 COMMANDS |= {f"vectors {name}": each for name, each in vectors.commands.items()}
-HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "rich", "scipy")
+HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "rich", "scipy", "pydantic")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -83,11 +81,6 @@ def test_a_path_that_no_system_takes_is_an_error_of_one_line() -> None:
     assert "File name too long" in done.stderr
     assert "unexpected" not in done.stderr
     assert isinstance(run("--debug", "inspect", "a" * 300).exception, OSError)
-
-
-def test_what_stands_twice_is_the_same() -> None:
-    for name in ("LEVELS", "SCALINGS", "WIDEST"):
-        assert getattr(cli_vectors, name) == getattr(records, name)
 
 
 def test_recipes_in_folders_complete_and_open() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import ROOT
 from tierexport import cli
-from tierexport.recipe.schema import parse_recipe
+from tierexport.recipe.read import parse_recipe
 from tierexport.report.reference import updated
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

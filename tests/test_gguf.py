@@ -15,7 +15,7 @@ import pytest
 
 from conftest import RECIPES, Built, encoded, run, through_llama
 from tierexport.base.errors import ArtifactError
-from tierexport.base.records import Recipe, Source
+from tierexport.base.records import Source
 from tierexport.formats import formats_of
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.imatrix import read_imatrix
@@ -25,7 +25,8 @@ from tierexport.metrics.similarity import cosines
 from tierexport.model.encoder import open_model
 from tierexport.quantize.layerwise import NOTHING_ROUNDED
 from tierexport.recipe.plan import make_plan
-from tierexport.recipe.schema import parse_recipe
+from tierexport.recipe.read import parse_recipe
+from tierexport.recipe.schema import Recipe
 from tierexport.verify.fidelity import same_tokens
 
 

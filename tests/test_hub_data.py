@@ -18,7 +18,7 @@ from tierexport.base.records import RetrievalSet
 from tierexport.datasets.beir import read_beir, read_retrieval_set
 from tierexport.datasets.calibration import calibration_texts
 from tierexport.datasets.textfiles import BUILTIN
-from tierexport.recipe.schema import read_recipe
+from tierexport.recipe.read import read_recipe
 
 Rows = list[dict[str, Any]]
 Files = dict[str, Rows | bytes]

@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 from conftest import RECIPES, run
 from tierexport.base.errors import RecipeError
-from tierexport.recipe.schema import PATH_KEYS, layer_range, parse_recipe, read_recipe, settle_paths
+from tierexport.base.registry import FORMATS
+from tierexport.recipe.paths import PATH_KEYS, settle_existing, settle_paths
+from tierexport.recipe.ranges import layer_range
+from tierexport.recipe.read import parse_recipe, read_recipe
+from tierexport.recipe.schema import recipe_keys
 
 THREE_TIER = RECIPES / "three_tier.toml"
 
@@ -81,7 +85,7 @@ def test_overrides_reach_any_key_and_take_toml_or_plain_text() -> None:
     )
     assert recipe.tiers["middle"].bits == 5
     assert recipe.rules[1].layers == ("2-3",)
-    assert recipe.calibration.texts == "texts.txt"
+    assert recipe.calibration.texts == str(RECIPES / "texts.txt")
     assert recipe.torchao.layout == "packed"
 
 
@@ -98,13 +102,13 @@ def test_what_is_not_toml_is_refused_with_its_line(tmp_path: Path) -> None:
     [("7-19", 24, range(7, 20)), ("3", 6, range(3, 4)), ("30%-80%", 6, range(2, 5)), ("30%-80%", 24, range(7, 19))],
 )
 def test_layer_ranges(text: str, depth: int, layers: range) -> None:
-    assert layer_range(text, depth, "rules.0") == layers
+    assert layer_range(text, depth) == layers
 
 
 @given(st.integers(1, 200), st.lists(st.integers(1, 99), max_size=5, unique=True))
 def test_shares_that_meet_cover_every_layer_once(depth: int, cuts: list[int]) -> None:
     pairs = itertools.pairwise([0, *sorted(cuts), 100])
-    covered = [layer for low, high in pairs for layer in layer_range(f"{low}%-{high}%", depth, "")]
+    covered = [layer for low, high in pairs for layer in layer_range(f"{low}%-{high}%", depth)]
     assert covered == list(range(depth))
 
 
@@ -112,17 +116,83 @@ def test_paths_are_settled_and_names_are_not(tmp_path: Path) -> None:
     for name in ("texts.txt", "builtin"):
         (tmp_path / name).write_text("a text")
     (tmp_path / "set").mkdir()
+    sets = ["set", "set:dev", "ORG/NAME:dev", "builtin", "nothing"]
     document = {
         "model": "all-MiniLM-L6-v2",
         "calibration": {"texts": "builtin", "imatrix": "~no.such.user/there"},
-        "verify": {"data": ["set", "set:dev", "ORG/NAME:dev", "builtin"], "sts": "texts.txt"},
+        "verify": {"data": sets, "sts": "texts.txt"},
     }
     before = copy.deepcopy(document)
-    settle_paths(document, PATH_KEYS, tmp_path)
+    settle_existing(document, tmp_path, PATH_KEYS)
     here = str(tmp_path)
-    assert document == before | {
-        "verify": {"data": [f"{here}/set", f"{here}/set:dev", "ORG/NAME:dev", "builtin"], "sts": f"{here}/texts.txt"}
-    }
+    there = [f"{here}/set", f"{here}/set:dev", "ORG/NAME:dev", "builtin", "nothing"]
+    assert document == before | {"verify": {"data": there, "sts": f"{here}/texts.txt"}}
+    settle_paths(before, tmp_path)
+    assert before == document | {"calibration": {"texts": "builtin", "imatrix": f"{here}/~no.such.user/there"}}
+
+
+def test_every_path_of_a_recipe_is_absolute_once_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What --set names lies in the working directory, if it is there; all else in the recipe's folder."""
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.toml").write_text(THREE_TIER.read_text() + '[verify]\nsts = "pairs.tsv"\n')
+    (tmp_path / "here.txt").write_text("a text")
+    monkeypatch.chdir(tmp_path)
+    settings = ["calibration.texts=here.txt", "calibration.imatrix=there.gguf", "vectors.codec=codec"]
+    recipe = read_recipe(Path("recipe/mine.toml"), settings)
+    assert recipe.calibration.texts == str(tmp_path / "here.txt")
+    assert recipe.calibration.imatrix == str(tmp_path / "recipe" / "there.gguf")
+    assert recipe.vectors is not None
+    assert recipe.vectors.codec == str(tmp_path / "recipe" / "codec")
+    assert recipe.verify.sts == recipe.document["verify"]["sts"] == str(tmp_path / "recipe" / "pairs.tsv")
+    assert recipe.folder == tmp_path / "recipe"
+
+
+def test_a_registered_format_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS, "onnx", "nowhere:Onnx")
+    settings = ['formats=["onnx", "gguf", "onnx"]', "tiers.middle.onnx=q4", "tiers.ends.fallback.onnx=q8"]
+    recipe = read_recipe(THREE_TIER, settings)
+    assert recipe.formats == ("onnx", "gguf")
+    assert recipe.tiers["middle"].types == {"onnx": "q4"}
+    assert recipe.tiers["ends"].fallback == {"onnx": "q8"}
+    assert "a list of gguf and torchao and onnx" in recipe_keys()["formats"].expected
+    assert "tiers.NAME.fallback.onnx" in recipe_keys()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"folder": "x"}, "unknown key 'folder'"),
+        ({"tiers": 5}, "tiers = 5 has to be a table of tiers"),
+        ({"tiers": {"ends": 5}}, "tiers.ends = 5 has to be a table"),
+        (
+            {"tiers": {"ends": {"bits": 4, "name": "x"}}},
+            "unknown key 'tiers.ends.name'; known here: bits, gguf, torchao, fallback",
+        ),
+        ({"tiers": {"ends": {"bits": 4, "types": {}}}}, "unknown key 'tiers.ends.types'"),
+        ({"tiers": {"ends": {"bits": 4, "gguf": 5}}}, "tiers.ends.gguf = 5 has to be a native type of the format"),
+        (
+            {"tiers": {"ends": {"bits": 4, "fallback": 5}}},
+            "tiers.ends.fallback = 5 has to be a table of native types by format",
+        ),
+        ({"tiers": {"ends": {"bits": 4, "fallback": {"ggfu": "x"}}}}, "'tiers.ends.fallback.ggfu'; did you mean 'gguf'?"),
+        ({"tiers": {"ends": {"bits": 4, "fallback": {"gguf": ""}}}}, "tiers.ends.fallback.gguf = '' has to be a native type"),
+        ({"rules": []}, "rules = [] has to be a list of [[rules]]"),
+        ({"rules": [5]}, "rules.0 = 5 has to be a table"),
+        ({"rules": [{"tier": "ends", "layers": [1, True]}]}, "rules.0.layers = [1, True] has to be ranges"),
+        ({"rules": [{"tear": "ends"}]}, "unknown key 'rules.0.tear'; did you mean 'tier'?"),
+        ({"torchao": 5}, "torchao = 5 has to be a table"),
+        ({"vectors": {"lewel": "int8"}}, "unknown key 'vectors.lewel'; did you mean 'level'?"),
+        ({"vectors": {"level": "int8", "widen": 17}}, "vectors.widen = 17 has to be a number from 1 to 16"),
+        ({"verify": {"gates": [{"metric": "cos_min", "comparison": ">=", "limit": 1}]}}, "verify.gates = [{"),
+        ({"verify": {"gates": []}}, "verify.gates = [] has to be gates"),
+        ({"verify": {"dta": "x"}}, "unknown key 'verify.dta'; did you mean 'data'?"),
+        ({"description": ""}, "description = '' has to be a text"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(document() | changed, Path())
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["model", "verify.data"])

@@ -17,13 +17,14 @@ from sentence_transformers import SentenceTransformer, util
 from conftest import RECIPES, Built, build, run
 from tierexport import load
 from tierexport.base.errors import SourceError, VectorError
-from tierexport.base.records import Floats, Imatrix, RetrievalSet, Text, VectorSettings
+from tierexport.base.records import Floats, Imatrix, RetrievalSet, Text
 from tierexport.datasets.beir import read_beir
 from tierexport.datasets.calibration import screen
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.metrics.similarity import SIMILARITIES, Similarity, neighbours_kept
 from tierexport.model.encoder import open_model
 from tierexport.model.source import open_source
+from tierexport.recipe.schema import VectorSettings
 from tierexport.search.bench import Bench
 from tierexport.search.lossless import RetrievalJudge
 from tierexport.training.conditions import Texts

@@ -14,13 +14,13 @@ from conftest import RECIPES, run
 from tierexport.base.errors import DataError, VectorError
 from tierexport.base.libraries import import_sentence_transformers
 from tierexport.base.paths import cache_dir
-from tierexport.base.records import SCALINGS
 from tierexport.datasets.beir import read_beir
 from tierexport.datasets.calibration import texts_in
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.metrics.similarity import normalized
 from tierexport.model.encoder import open_model
 from tierexport.model.source import open_source
+from tierexport.recipe.choices import SCALINGS
 from tierexport.training.run import Training, _with_head, train_model
 from tierexport.training.trainees import Head, Network, applied
 from tierexport.training.training import Goal, Pairs, Rows, Schedule, Trained, train

@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tierexport.base.errors import VectorError
-from tierexport.base.records import SCALINGS, Floats
+from tierexport.base.records import Floats
 from tierexport.metrics.similarity import normalized
 from tierexport.metrics.topk import Indices, greatest
+from tierexport.recipe.choices import SCALINGS
 from tierexport.vectors.codecs import CHUNK_ROWS, LARGE, TOP, Codec, pack, packed_bytes, unpack
 from tierexport.vectors.index import Index
 from tierexport.vectors.scaling import fit, random_rotation, widening

@@ -23,13 +23,14 @@ from tierexport.artifact.verdicts import Fidelity, Verdict
 from tierexport.base.digests import folder_digests
 from tierexport.base.errors import DataError
 from tierexport.base.locks import locked
-from tierexport.base.records import Encoded, Gate, RetrievalSet, Source
+from tierexport.base.records import Encoded, RetrievalSet, Source
 from tierexport.datasets.beir import read_beir
 from tierexport.datasets.calibration import read_sts, screen
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.model.batches import length_sorted
 from tierexport.model.encoder import open_model
 from tierexport.model.vector_store import VectorStore
+from tierexport.recipe.gates import Gate
 from tierexport.verify import gates
 from tierexport.verify.fidelity import measure, same_tokens, token_examples
 from tierexport.verify.intervals import correlation_interval, mean_interval

@@ -15,7 +15,7 @@ from tierexport.base.files import write_whole
 from tierexport.base.locks import locked
 from tierexport.base.outputs import building
 from tierexport.base.progress import note, stage
-from tierexport.base.records import NO_IMATRIX, Imatrix, VerifySettings
+from tierexport.base.records import NO_IMATRIX, Imatrix
 from tierexport.base.registry import FORMATS
 from tierexport.base.stages import Stages
 from tierexport.formats import formats_of
@@ -27,7 +27,8 @@ from tierexport.model.reference import Reference
 from tierexport.model.source import open_source
 from tierexport.model.weights import check_finite
 from tierexport.recipe.plan import Plan, make_plan
-from tierexport.recipe.schema import read_recipe
+from tierexport.recipe.read import read_recipe
+from tierexport.recipe.schema import VerifySettings
 from tierexport.recipe.sharing import share
 from tierexport.report.comparison import Compared, compare
 from tierexport.report.manifest import Outcome, describe
@@ -78,7 +79,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
     and its manifest says so.
     """
     made = plan(recipe_path, overrides)
-    material = read_material(made.recipe.verify, made.recipe.folder)
+    material = read_material(made.recipe.verify, Path())
     out = out or Path("artifacts") / f"{made.source.name}-{made.recipe.name}"
     with building(out) as work:
         _check_weights(made)

@@ -121,7 +121,7 @@ def verify(
 ) -> None:
     """Compare the artifacts at TARGET with the fp32 model: fidelity, retrieval, gates."""
     from tierexport import pipeline
-    from tierexport.base.records import VerifySettings
+    from tierexport.recipe.schema import VerifySettings
     from tierexport.report import tables
 
     devices = device.split(",")

@@ -6,17 +6,13 @@ from typing import Any
 import click
 
 from tierexport.cli.terminal import examples, json_option, model_argument, print_json, print_parts
+from tierexport.recipe.choices import LEVELS, SCALINGS, WIDEST
 
 
 @click.group(epilog=examples("vectors fit all-MiniLM-L6-v2 --level binary", "vectors eval all-MiniLM-L6-v2 --help"))
 def vectors() -> None:
     """Quantize what a model puts out: int8, int4, trinary or binary vectors, and training for them."""
 
-
-LEVELS = ("int8", "int4", "trinary", "binary")
-SCALINGS = ("rolling", "minmax", "clip")
-WIDEST = 16
-"""As in records, which imports numpy: help has to be instant."""
 
 level_option = click.option("--level", required=True, type=click.Choice(LEVELS), help="How precise vectors are.")
 scaling_option = click.option(
@@ -62,7 +58,7 @@ seed_option = click.option(
 @json_option
 def fit_vectors(model: str, texts: str, count: int, out: Path, as_json: bool, **settings: Any) -> None:
     """Choose the bounds of a codec for MODEL's vectors."""
-    from tierexport.base.records import VectorSettings
+    from tierexport.recipe.schema import VectorSettings
     from tierexport.vectors import commands
 
     codec = commands.fit_codec(model, VectorSettings(**settings), texts, count, out)

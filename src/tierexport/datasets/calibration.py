@@ -139,9 +139,9 @@ def read_pairs(path: Path) -> tuple[list[str], list[str]]:
     return queries, passages
 
 
-def text_set(name: str, count: int, folder: Path) -> TextSet:
+def text_set(name: str, count: int) -> TextSet:
     """The texts of `calibration_texts` with their digest. Raises DataError."""
-    texts = tuple(calibration_texts(name, count, folder))
+    texts = tuple(calibration_texts(name, count, Path()))
     return TextSet(texts, texts_digest(texts, name))
 
 

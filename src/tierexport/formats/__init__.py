@@ -2,9 +2,9 @@
 
 from importlib import import_module
 
-from tierexport.base.records import Recipe
 from tierexport.base.registry import FORMATS
 from tierexport.formats.protocol import Format
+from tierexport.recipe.schema import Recipe
 
 
 def format_named(name: str, recipe: Recipe | None = None) -> Format:

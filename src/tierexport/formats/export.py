@@ -7,12 +7,12 @@ from typing import Any
 
 from tierexport.base.archive import tools
 from tierexport.base.progress import stage
-from tierexport.base.records import Artifact, FormatPlan
 from tierexport.base.stages import Stages, stage_key
 from tierexport.formats.protocol import Format, Job
 from tierexport.model.encoder import open_model
 from tierexport.quantize.distill import STEPS, distill
 from tierexport.quantize.layerwise import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, Rounded, round_layers
+from tierexport.recipe.planned import Artifact, FormatPlan
 
 ROUNDERS = ("tierexport.quantize.layerwise", "tierexport.quantize.distill")
 """Modules whose code decides what error feedback makes of a matrix."""

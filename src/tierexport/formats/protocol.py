@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tierexport.base.records import NO_IMATRIX, Encoded, Floats, FormatPlan, Imatrix, Recipe, Source
+from tierexport.base.records import NO_IMATRIX, Encoded, Floats, Imatrix, Source
 from tierexport.quantize.layerwise import Rounded, Target
 from tierexport.recipe.plan import Plan, PlannedFormat
+from tierexport.recipe.planned import FormatPlan
+from tierexport.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

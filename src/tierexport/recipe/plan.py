@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tierexport.base.errors import RecipeError
-from tierexport.base.records import KEPT, FormatPlan, PlannedTensor, Recipe, Rule, Source, Tensor, TextSet, Tier
+from tierexport.base.records import Source, Tensor, TextSet
 from tierexport.datasets.calibration import text_set
 from tierexport.model.roles import KEPT_ROLE, expand
-from tierexport.recipe.schema import layer_range
+from tierexport.recipe.planned import FormatPlan, PlannedTensor
+from tierexport.recipe.ranges import layer_range
+from tierexport.recipe.schema import KEPT, Recipe, Rule, Tier
 
 
 class PlannedFormat(Protocol):
@@ -46,7 +48,7 @@ class Plan:
     def texts(self) -> TextSet:
         """The calibration texts, read when they are first asked for, and once. Raises DataError."""
         settings = self.recipe.calibration
-        return text_set(settings.texts, settings.count, self.recipe.folder)
+        return text_set(settings.texts, settings.count)
 
     def __iter__(self) -> Iterator[FormatPlan]:
         return iter(self.formats)
@@ -58,19 +60,16 @@ def make_plan(recipe: Recipe, source: Source, formats: Sequence[PlannedFormat]) 
     Raises RecipeError for rules that overlap, miss tensors or match nothing, PlanError for a format
     that can't hold the model and for a tensor that can't take its type.
     """
-    tensors = {fmt.name: fmt.tensors(source) for fmt in formats}
-    claims = [_Claim.of(rule, number, source.layers) for number, rule in enumerate(recipe.rules)]
-    _check_names_match(claims, [each for found in tensors.values() for each in found])
-    return Plan(
-        recipe,
-        source,
-        tuple(FormatPlan(fmt.name, tuple(_row(fmt, each, claims, recipe) for each in tensors[fmt.name])) for fmt in formats),
-    )
+    claims = [_Claim.of(rule, f"rules.{number}", source.layers) for number, rule in enumerate(recipe.rules)]
+    tensors = [fmt.tensors(source) for fmt in formats]
+    _check_names_match(claims, [each for found in tensors for each in found])
+    planned = (_format_plan(fmt, found, claims, recipe) for fmt, found in zip(formats, tensors, strict=True))
+    return Plan(recipe, source, tuple(planned))
 
 
 @dataclass(frozen=True)
 class _Claim:
-    """A rule made concrete for one depth."""
+    """A rule made concrete for one depth; `layers` and `roles` are None where it takes any. `label` is for messages."""
 
     rule: Rule
     label: str
@@ -78,21 +77,10 @@ class _Claim:
     roles: frozenset[str] | None
 
     @classmethod
-    def of(cls, rule: Rule, number: int, depth: int) -> "_Claim":
-        layers: set[int] = set()
-        for text in rule.layers:
-            found = layer_range(text, depth, f"rules.{number}")
-            if found.stop > depth:
-                raise RecipeError(
-                    f"rules.{number}.layers: {text!r} goes beyond the model, whose {depth} layers are 0 to {depth - 1}"
-                )
-            layers.update(found)
-        return cls(
-            rule,
-            f"rules.{number} {rule}",
-            frozenset(layers) if rule.layers else None,
-            frozenset(role for each in rule.roles for role in expand(each)) if rule.roles else None,
-        )
+    def of(cls, rule: Rule, path: str, depth: int) -> "_Claim":
+        layers = frozenset(layer for text in rule.layers for layer in _layers(text, depth, path))
+        roles = frozenset(role for each in rule.roles for role in expand(each))
+        return cls(rule, f"{path} {rule}", layers if rule.layers else None, roles if rule.roles else None)
 
     def takes(self, tensor: Tensor) -> bool:
         return (
@@ -107,10 +95,22 @@ class _Claim:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.rule.names for name in named)
 
 
+def _layers(text: str, depth: int, path: str) -> range:
+    """The layers of a range, all of which the model has to have."""
+    found = layer_range(text, depth)
+    if found.stop > depth:
+        raise RecipeError(f"{path}.layers: {text!r} goes beyond the model, whose {depth} layers are 0 to {depth - 1}")
+    return found
+
+
 def _check_names_match(claims: Sequence[_Claim], tensors: Sequence[Tensor]) -> None:
     for claim in claims:
         if claim.rule.names and not any(claim.names(tensor) for tensor in tensors):
             raise RecipeError(f"{claim.label}: no tensor is named like that; `tierexport plan` lists the names")
+
+
+def _format_plan(fmt: PlannedFormat, tensors: Sequence[Tensor], claims: Sequence[_Claim], recipe: Recipe) -> FormatPlan:
+    return FormatPlan(fmt.name, tuple(_row(fmt, each, claims, recipe) for each in tensors))
 
 
 def _row(fmt: PlannedFormat, tensor: Tensor, claims: Sequence[_Claim], recipe: Recipe) -> PlannedTensor:
@@ -124,12 +124,16 @@ def _tier(tensor: Tensor, claims: Sequence[_Claim], recipe: Recipe) -> Tier:
     if tensor.role == KEPT_ROLE:
         return KEPT
     found = [claim for claim in claims if claim.takes(tensor)]
-    if len(found) == 1:
-        return recipe.tiers[found[0].rule.tier]
+    if len(found) != 1:
+        raise _not_claimed_once(tensor, found, claims)
+    return recipe.tiers[found[0].rule.tier]
+
+
+def _not_claimed_once(tensor: Tensor, found: Sequence[_Claim], claims: Sequence[_Claim]) -> RecipeError:
     where = f"{tensor.name} ({tensor.role}" + ("" if tensor.layer is None else f", layer {tensor.layer}") + ")"
     if found:
-        raise RecipeError(f"{where} is claimed by {len(found)} rules: {'; '.join(claim.label for claim in found)}")
-    raise RecipeError(
+        return RecipeError(f"{where} is claimed by {len(found)} rules: {'; '.join(claim.label for claim in found)}")
+    return RecipeError(
         f"{where} is claimed by no rule of {'; '.join(claim.label for claim in claims)}: "
         f'add a rule for it, such as roles = ["{tensor.role}"]'
     )

@@ -15,9 +15,10 @@ from tierexport.artifact.manifest import (
 )
 from tierexport.artifact.verdicts import Conversion
 from tierexport.base.archive import tools
-from tierexport.base.records import Artifact, Imatrix, PlannedTensor, Source
+from tierexport.base.records import Imatrix, Source
 from tierexport.model.folder import module_kind, modules
 from tierexport.recipe.plan import Plan
+from tierexport.recipe.planned import Artifact, PlannedTensor
 from tierexport.recipe.sharing import Shared
 from tierexport.report.card import POOLED
 from tierexport.vectors.codecs import Codec

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tierexport.base.records import FIDELITY_GATES, RETRIEVAL_GATES, STORED
 from tierexport.formats.gguf import types as gguf
 from tierexport.formats.torchao import types as torchao
 from tierexport.model.roles import GROUPS, ROLES
 from tierexport.quantize.grids import GGUF_GRIDS
-from tierexport.recipe.schema import BITS, KEYS
+from tierexport.recipe.choices import BITS
+from tierexport.recipe.gates import FIDELITY_GATES, RETRIEVAL_GATES, STORED
+from tierexport.recipe.schema import recipe_keys
 
 
 def updated(page: str) -> str:
@@ -32,9 +33,9 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _keys() -> Iterator[str]:
-    known = {name: key for name, key in KEYS.items() if key.meaning}
     yield from _rows(
-        ("key", "value", "default", ""), [(f"`{name}`", key.expected, key.default, key.meaning) for name, key in known.items()]
+        ("key", "value", "default", ""),
+        [(f"`{path}`", key.expected, key.default, key.meaning) for path, key in recipe_keys().items() if key.meaning],
     )
 
 

@@ -9,13 +9,14 @@ from rich.table import Table
 
 from tierexport.artifact.manifest import Manifest
 from tierexport.artifact.verdicts import Fidelity, Verification
-from tierexport.base.records import FormatPlan, Tensor
+from tierexport.base.records import Tensor
 from tierexport.formats.headers import Omitted
 from tierexport.formats.inspection import Inspection, nominal_bits
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.roles import KEPT_ROLE, ROLES
 from tierexport.publish.publication import Publication
 from tierexport.recipe.plan import Plan
+from tierexport.recipe.planned import FormatPlan
 from tierexport.report.comparison import Compared
 from tierexport.search.found import Found, Frontier
 from tierexport.search.layer_map import ModelMap

@@ -27,7 +27,7 @@ from tierexport.model.source import open_source
 from tierexport.model.stages import source_stages
 from tierexport.quantize.layerwise import round_layers
 from tierexport.recipe.plan import Plan, make_plan
-from tierexport.recipe.schema import parse_recipe, read_recipe
+from tierexport.recipe.read import parse_recipe, read_recipe
 from tierexport.search import recipes
 from tierexport.search.allocate import allocate, predicted
 from tierexport.search.bench import Bench

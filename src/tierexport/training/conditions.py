@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from tierexport.artifact.verdicts import notes_on
-from tierexport.base.records import Floats, RetrievalSet, VerifySettings
+from tierexport.base.records import Floats, RetrievalSet
 from tierexport.metrics.similarity import COSINE, Similarity
 from tierexport.model.source import open_source
+from tierexport.recipe.schema import VerifySettings
 from tierexport.training.run import Training, check_widening
 from tierexport.training.trainees import applied
 from tierexport.training.training import Goal, Schedule

@@ -6,8 +6,8 @@ from pathlib import Path
 from tierexport.artifact.folder import CODEC
 from tierexport.artifact.manifest import MANIFEST
 from tierexport.base.errors import VectorError
-from tierexport.base.records import VectorSettings
 from tierexport.datasets.calibration import calibration_texts, texts_in
+from tierexport.recipe.schema import VectorSettings
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.encoder import open_encoder
 from tierexport.vectors.storage import is_codec, read_codec, write_codec

@@ -8,13 +8,13 @@ import numpy as np
 
 from tierexport.artifact.folder import CODEC
 from tierexport.base.errors import VectorError
-from tierexport.base.paths import expanded
 from tierexport.base.progress import stage
-from tierexport.base.records import Floats, Source, VectorSettings
+from tierexport.base.records import Floats, Source
 from tierexport.metrics.similarity import Similarity, normalized
 from tierexport.model.reference import Reference
 from tierexport.model.source import open_source
 from tierexport.recipe.plan import Plan
+from tierexport.recipe.schema import VectorSettings
 from tierexport.vectors.codecs import COMPARED, Codec
 from tierexport.vectors.scaling import fit, widening
 from tierexport.vectors.storage import read_codec
@@ -100,6 +100,6 @@ def output_codec(made: Plan) -> Codec | None:
     encoder = Encoder(source)
     if settings and not settings.codec:
         return encoder.fit(settings, [text.text for text in made.texts.texts])
-    codec, _ = read_codec(recipe.folder / expanded(settings.codec) if settings and settings.codec else own)
+    codec, _ = read_codec(Path(settings.codec) if settings and settings.codec else own)
     encoder.check(codec)
     return codec

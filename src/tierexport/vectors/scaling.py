@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tierexport.base.errors import VectorError
-from tierexport.base.records import SCALINGS, Floats
+from tierexport.base.records import Floats
+from tierexport.recipe.choices import SCALINGS
 from tierexport.vectors.codecs import CELLS, Codec
 
 MOMENTUM = 0.99

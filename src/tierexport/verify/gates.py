@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 
 from tierexport.artifact.verdicts import GateResult, Verdict
-from tierexport.base.records import RETRIEVAL_GATES, STORED, Gate
+from tierexport.recipe.gates import RETRIEVAL_GATES, STORED, Gate
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from tierexport.base.errors import DataError
 from tierexport.base.paths import expanded
-from tierexport.base.records import RetrievalSet, VerifySettings
+from tierexport.base.records import RetrievalSet
 from tierexport.datasets.beir import read_retrieval_set
 from tierexport.datasets.calibration import read_sts
+from tierexport.recipe.schema import VerifySettings
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ from pathlib import Path
 from tierexport.artifact.folder import CODEC, RECIPE
 from tierexport.artifact.manifest import Manifest, TextsEntry
 from tierexport.base.errors import ArtifactError, DataError
-from tierexport.base.records import Artifact, Gate, Source, VerifySettings
+from tierexport.base.records import Source
 from tierexport.formats.artifacts import artifacts_at
 from tierexport.model.source import open_source
+from tierexport.recipe.gates import Gate
 from tierexport.recipe.plan import Plan
-from tierexport.recipe.schema import read_recipe
+from tierexport.recipe.planned import Artifact
+from tierexport.recipe.read import read_recipe
+from tierexport.recipe.schema import VerifySettings
 from tierexport.recipe.sharing import relocated, reopened
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.encoder import Encoder

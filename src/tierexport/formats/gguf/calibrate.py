@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from tierexport.base.archive import tools
-from tierexport.base.paths import expanded
 from tierexport.base.progress import stage
-from tierexport.base.records import NO_IMATRIX, FormatPlan, Imatrix
+from tierexport.base.records import NO_IMATRIX, Imatrix
 from tierexport.base.stages import stage_key
 from tierexport.formats.gguf.imatrix import check_fits, read_imatrix, write_imatrix
 from tierexport.model.encoder import open_model
 from tierexport.model.stages import source_stages
 from tierexport.quantize.importance import measure_importance
 from tierexport.recipe.plan import Plan
+from tierexport.recipe.planned import FormatPlan
 
 BLIND_TO_IMPORTANCE = ("F32", "F16", "Q8_0")
 """Types that come out the same with importance and without."""
@@ -22,10 +22,7 @@ def importance(planned: FormatPlan, made: Plan) -> Imatrix:
     settings = made.recipe.calibration
     if all(row.type in BLIND_TO_IMPORTANCE for row in planned.rows):
         return NO_IMATRIX
-    if settings.imatrix:
-        imatrix = read_imatrix(made.recipe.folder / expanded(settings.imatrix))
-    else:
-        imatrix = read_imatrix(_measured_imatrix(made, planned))
+    imatrix = read_imatrix(Path(settings.imatrix) if settings.imatrix else _measured_imatrix(made, planned))
     check_fits(imatrix, [row.tensor for row in planned.rows])
     return imatrix
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tierexport.base.digests import file_digest
 from tierexport.base.errors import PlanError
 from tierexport.base.progress import stage
-from tierexport.base.records import Floats, FormatPlan, Imatrix, Recipe, Source, Tensor, Tier
+from tierexport.base.records import Floats, Imatrix, Source, Tensor
 from tierexport.formats.gguf import calibrate, types, write
 from tierexport.formats.gguf.carried import OTHER_FORMAT, refuse_more_tokens_than_rows, refuse_what_is_lost
 from tierexport.formats.gguf.convert import converted, has_dense, read_layout
@@ -17,6 +17,8 @@ from tierexport.model.roles import KEPT_ROLE
 from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.quantize.layerwise import Rounded, Target
 from tierexport.recipe.plan import Plan
+from tierexport.recipe.planned import FormatPlan
+from tierexport.recipe.schema import Recipe, Tier
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

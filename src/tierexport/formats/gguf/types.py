@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import gguf
 
 from tierexport.base.errors import PlanError
-from tierexport.base.records import Tensor, Tier
+from tierexport.base.records import Tensor
 from tierexport.formats.gguf import ggml
+from tierexport.recipe.schema import Tier
 
 NATIVE_OF_BITS: Mapping[int, tuple[str, ...]] = {
     2: ("Q2_K",),

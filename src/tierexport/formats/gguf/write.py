@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 
 from tierexport.base.errors import PlanError
-from tierexport.base.records import Floats, FormatPlan, Imatrix, PlannedTensor, Source
+from tierexport.base.records import Floats, Imatrix, Source
 from tierexport.formats.gguf import ggml
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.protocol import Job, Progress
@@ -20,6 +20,7 @@ from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.quantize.importance import floored
 from tierexport.quantize.layerwise import Rounded, Target
 from tierexport.quantize.packing import pack
+from tierexport.recipe.planned import FormatPlan, PlannedTensor
 
 _FILE_TYPES = {"F32": "ALL_F32", **{f"Q{bits}_K": f"MOSTLY_Q{bits}_K_M" for bits in (3, 4, 5)}}
 """`general.file_type` (enum llama_ftype) of the type that most parameters have, where it is not MOSTLY_TYPE."""

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tierexport.base.errors import PlanError
-from tierexport.base.records import TorchaoSettings
 from tierexport.formats.torchao.pack import pack_int4
+from tierexport.recipe.schema import TorchaoSettings
 
 
 def config_of(native: str, settings: TorchaoSettings) -> Any:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tierexport.artifact.folder import CODEC
-from tierexport.base.records import NO_IMATRIX, Floats, FormatPlan, Imatrix, Recipe, Source, Tensor, Tier, TorchaoSettings
+from tierexport.base.records import NO_IMATRIX, Floats, Imatrix, Source, Tensor
 from tierexport.formats.protocol import Job, Progress
 from tierexport.formats.torchao import tree, types, write
 from tierexport.formats.torchao.reader import Opened
 from tierexport.quantize.layerwise import Rounded, Target
 from tierexport.recipe.plan import Plan
+from tierexport.recipe.planned import FormatPlan
+from tierexport.recipe.schema import Recipe, Tier, TorchaoSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -1,7 +1,8 @@
 """The native types of a torchao folder: which a tier becomes, and which tensors can take each."""
 
 from tierexport.base.errors import PlanError
-from tierexport.base.records import Tensor, Tier, TorchaoSettings
+from tierexport.base.records import Tensor
+from tierexport.recipe.schema import Tier, TorchaoSettings
 
 NATIVE_OF_BITS = {4: "int4", 8: "int8", 16: "float16", 32: "float32"}
 """The type of a tier. Other widths would take int8's bytes and keep fewer levels, so none is offered."""

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 
 from tierexport.base.errors import MachineError
 from tierexport.base.files import write_json, write_whole
-from tierexport.base.records import Floats, PlannedTensor, TorchaoSettings
+from tierexport.base.records import Floats
 from tierexport.formats.protocol import Job, Progress
 from tierexport.formats.torchao.convert import config_of, declare, pattern, quantize, to_half
 from tierexport.formats.torchao.int4 import plain
@@ -18,6 +18,8 @@ from tierexport.model.folder import modules
 from tierexport.model.roles import KEPT_ROLE
 from tierexport.quantize.grids import int4_grid
 from tierexport.quantize.layerwise import Rounded, Target
+from tierexport.recipe.planned import PlannedTensor
+from tierexport.recipe.schema import TorchaoSettings
 
 
 def targets(job: Job) -> list[Target]:

@@ -1,0 +1,22 @@
+"""The values that keys of a recipe choose from. Imports nothing: the command line's help offers them, and has to be instant."""
+
+BITS = (2, 3, 4, 5, 6, 8, 16, 32)
+"""Bits per weight that a tier may have."""
+
+ROUNDINGS = ("gptq", "distill", "nearest")
+"""How weights may be rounded to their types."""
+
+LAYOUTS = ("portable", "packed")
+"""How torchao's 4-bit values may be stored: one per byte, or two."""
+
+GROUP_SIZES = (32, 64, 128, 256)
+"""How many of torchao's 4-bit values may share a scale."""
+
+LEVELS = ("int8", "int4", "trinary", "binary")
+"""How precisely a vector's dimension may be stored."""
+
+SCALINGS = ("rolling", "minmax", "clip")
+"""How a codec's bounds may be chosen."""
+
+WIDEST = 16
+"""The largest expansion factor of stored vectors; binary then takes half of what fp32 does."""

@@ -1,0 +1,99 @@
+"""What is planned for one format: every tensor with its tier, native type, bytes and rounding; and the artifact made of it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tierexport.base.records import Tensor
+from tierexport.recipe.schema import Tier
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One row of the plan: a tensor, its tier, the native type and bytes it gets, and how it is rounded to it."""
+
+    tensor: Tensor
+    tier: Tier
+    type: str
+    bytes: int
+    rounding: str = "nearest"
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """The row as `plan --json` and manifest.json show it."""
+        return {
+            **self.tensor.as_json(),
+            "tier": self.tier.name,
+            "type": self.type,
+            "bytes": self.bytes,
+            "rounding": self.rounding,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True)
+class FormatPlan:
+    """What one format will hold."""
+
+    format: str
+    rows: tuple[PlannedTensor, ...]
+
+    def carried_out(self, nearest: Collection[str], tuned: bool) -> "FormatPlan":
+        """The plan as it turned out: the tensors that error feedback gained nothing for, and whether tuning gained anything."""
+
+        def done(row: PlannedTensor) -> PlannedTensor:
+            if row.tensor.name in nearest:
+                return replace(row, rounding="nearest", note="error feedback gained nothing")
+            return replace(row, rounding="gptq") if row.rounding == "distill" and not tuned else row
+
+        return replace(self, rows=tuple(map(done, self.rows)))
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether anything is rounded with error feedback."""
+        return any(row.rounding != "nearest" for row in self.rows)
+
+    @property
+    def parameters(self) -> int:
+        return sum(row.tensor.parameters for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensors alone, without header and padding."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def nominal_bits(self) -> float:
+        """Mean of the tiers' bits over all parameters."""
+        return sum(row.tier.bits * row.tensor.parameters for row in self.rows) / max(self.parameters, 1)
+
+    @property
+    def tensor_bits(self) -> float:
+        """Bits per parameter of the tensors alone."""
+        return 8 * self.bytes / max(self.parameters, 1)
+
+    def as_json(self) -> dict[str, Any]:
+        """Totals and rows as `plan --json` shows them."""
+        return {
+            "format": self.format,
+            "parameters": self.parameters,
+            "tensor_bytes": self.bytes,
+            "nominal_bits": self.nominal_bits,
+            "tensor_bits": self.tensor_bits,
+            "tensors": [row.as_json() for row in self.rows],
+        }
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A written file or folder. `bytes` are those of its weight files on disk."""
+
+    format: str
+    path: Path
+    bytes: int
+    plan: FormatPlan
+
+    @property
+    def stored_bits(self) -> float:
+        return 8 * self.bytes / self.plan.parameters
