@@ -10,7 +10,7 @@ import numpy as np
 from tierexport.artifact.verdicts import RetrievalVerdict, Verdict, Verification
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.roles import ROLES
-from tierexport.report.tables import bits_of
+from tierexport.report.tables import colour_bits
 
 WIDTH, HEIGHT = 640, 100
 BINS = 40
@@ -58,7 +58,7 @@ def tier_map(artifact: Mapping[str, Any]) -> dict[str, Any]:
 
 def _cell(tensors: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     types = list(dict.fromkeys(each["type"] for each in tensors))
-    return {"type": " ".join(types), "colour": f"b{bits_of(types[0])}" if types else ""}
+    return {"type": " ".join(types), "colour": f"b{colour_bits(types[0])}" if types else ""}
 
 
 def _lowest(found: Verification) -> float:

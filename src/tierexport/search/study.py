@@ -117,7 +117,7 @@ class Study:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "stock.gguf"
             quantize_stock(converted(self.source), native, self.imatrix, path)
-            types = {tensor.name: kind for tensor, kind, _ in read_tensors(path) if tensor.role != KEPT_ROLE}
+            types = {each.tensor.name: each.type for each in read_tensors(path) if each.tensor.role != KEPT_ROLE}
             return path.stat().st_size, types
 
     def plan(self, types: Mapping[str, str], name: str) -> Plan:
