@@ -36,7 +36,7 @@ from tierexport.formats import formats_of
 from tierexport.formats.artifacts import artifacts_at
 from tierexport.formats.export import export, layers_done
 from tierexport.formats.gguf.imatrix import portable_bytes
-from tierexport.formats.protocol import Job
+from tierexport.formats.job import Job
 from tierexport.model.encoder import check_complete
 from tierexport.model.folder import modules
 from tierexport.model.reference import Reference

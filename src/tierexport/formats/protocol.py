@@ -1,39 +1,19 @@
 """What a format is: everything that the rest of tierexport asks of one. docs/extending.md adds a third."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tierexport.base.listing import ListedFile, Listing
-from tierexport.base.records import NO_IMATRIX, Encoded, Floats, FormatPlan, Imatrix, Recipe, Source
+from tierexport.base.records import Encoded, Floats, FormatPlan, Imatrix, Recipe, Source
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection
+from tierexport.formats.job import Job, Progress
 from tierexport.quantize.layerwise import Rounded, Target
 from tierexport.recipe.plan import Plan, PlannedFormat
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-Progress = Callable[[int], None]
-"""A progress callback: called with the number of parameters (or texts, or steps) done since the last call."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one artifact is written from: its part of a plan, the whole plan, and what calibration found."""
-
-    plan: FormatPlan
-    made: Plan
-    imatrix: Imatrix = NO_IMATRIX
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.made.recipe
-
-    @property
-    def source(self) -> Source:
-        return self.made.source
 
 
 class Reader(Protocol):

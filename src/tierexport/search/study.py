@@ -20,7 +20,7 @@ from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.read import read_tensors
 from tierexport.formats.gguf.write import file_bytes
-from tierexport.formats.protocol import Job
+from tierexport.formats.job import Job
 from tierexport.model.encoder import open_model
 from tierexport.model.roles import KEPT_ROLE
 from tierexport.model.source import open_source

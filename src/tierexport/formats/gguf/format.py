@@ -18,7 +18,7 @@ from tierexport.formats.gguf.inspect import inspect_gguf, split_parts
 from tierexport.formats.gguf.worker_client import Worker
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection
-from tierexport.formats.protocol import Job, Progress
+from tierexport.formats.job import Job, Progress
 from tierexport.model.roles import KEPT_ROLE
 from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.quantize.layerwise import Rounded, Target

@@ -16,7 +16,7 @@ from tierexport.base.packaged import packaged_text
 from tierexport.base.records import NO_IMATRIX, Floats, FormatPlan, Imatrix, Recipe, Source, Tensor, Tier, TorchaoSettings
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection
-from tierexport.formats.protocol import Job, Progress
+from tierexport.formats.job import Job, Progress
 from tierexport.formats.torchao import tree, types, write
 from tierexport.formats.torchao.header import read_safetensors_header
 from tierexport.formats.torchao.inspect import inspect_safetensors, same_model
