@@ -23,7 +23,7 @@ from tierexport.datasets.calibration import read_sts, spread
 from tierexport.formats.export import export
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.worker_client import Worker
-from tierexport.formats.protocol import Job
+from tierexport.formats.job import Job
 from tierexport.metrics.similarity import cosines
 from tierexport.model.encoder import encode, open_model
 from tierexport.model.source import open_source

@@ -24,7 +24,7 @@ from tierexport.formats import formats_of
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.imatrix import read_imatrix, write_imatrix
 from tierexport.formats.gguf.write import write_gguf
-from tierexport.formats.protocol import Job
+from tierexport.formats.job import Job
 from tierexport.model.source import open_source
 from tierexport.quantize.layerwise import NOTHING_ROUNDED
 from tierexport.recipe.plan import make_plan

@@ -25,7 +25,7 @@ from tierexport.base.records import Imatrix
 from tierexport.formats.export import export
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.format import Gguf
-from tierexport.formats.protocol import Job
+from tierexport.formats.job import Job
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.schema import VerifySettings
 

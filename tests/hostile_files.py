@@ -17,15 +17,17 @@ from typing import Any
 from rich.console import Console
 
 from tierexport.base.errors import TierexportError
-from tierexport.formats.headers import Header, read_gguf, read_safetensors
-from tierexport.formats.inspection import inspect
+from tierexport.formats.gguf.header import read_gguf_header
+from tierexport.formats.header import Header
+from tierexport.formats.inspect import inspect
+from tierexport.formats.torchao.header import read_safetensors_header
 from tierexport.report.tables import inspection_parts
 
 MUTATIONS = 200
 
 
 def header_of(path: Path) -> Header:
-    reader = read_safetensors if path.suffix == ".safetensors" else read_gguf
+    reader = read_safetensors_header if path.suffix == ".safetensors" else read_gguf_header
     with path.open("rb") as opened:
         return reader(opened, path.stat().st_size, path.name)
 
@@ -181,6 +183,10 @@ def write_bombs(folder: Path) -> None:
     written(folder / "objects.safetensors", safetensors(b'{"a":{' + b'"":{},' * 8_000_000))
     names = {f"{number:01000}": tensor(shape=[0], end=0) for number in range(40_000)}
     written(folder / "names.safetensors", safetensors(names))
+    many = ",".join(f'"k{number}":1' for number in range(500_000))
+    written(folder / "values.safetensors", safetensors(f'{{"\N{GRINNING FACE}":1,{many}}}'))
+    lists = '{"a":["' + "\N{GRINNING FACE}" * 1_900_000 + '",' + "[]," * 250_000
+    written(folder / "lists.safetensors", safetensors(f"{lists}[]]}}"[: (8 << 20) - 10]))
     escapes = {str(number): "\x01" * 100_000 for number in range(41)}
     written(folder / "escapes.safetensors", safetensors({"__metadata__": escapes}, 0))
 

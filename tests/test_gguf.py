@@ -20,7 +20,7 @@ from tierexport.formats import formats_of
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.imatrix import read_imatrix
 from tierexport.formats.gguf.write import write_gguf
-from tierexport.formats.protocol import Job
+from tierexport.formats.job import Job
 from tierexport.metrics.similarity import cosines
 from tierexport.model.encoder import open_model
 from tierexport.quantize.layerwise import NOTHING_ROUNDED

@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from conftest import RECIPES, Built, build, run
 from hostile_files import MUTATIONS, array, gguf_file, header_of, info, key, safetensors, tensor, text, write_bombs, written
 from tierexport.base.errors import ArtifactError
-from tierexport.formats.headers import Omitted
-from tierexport.formats.inspection import inspect
+from tierexport.formats.header import Omitted
+from tierexport.formats.inspect import inspect
 
 MOST_SECONDS, MOST_MEGABYTES = 10, 200
 
@@ -118,7 +118,7 @@ def test_types_of_less_than_a_byte_are_counted_in_bits(tmp_path: Path) -> None:
 
 def test_what_is_shown_is_what_the_manifest_says(tiny: Built) -> None:
     for found, artifact in zip(inspect(tiny.folder), tiny.manifest["artifacts"], strict=True):
-        shown = [(tensor.name, tensor.role, tensor.layer, native, size) for tensor, native, size in found.tensors]
+        shown = [(each.tensor.name, each.tensor.role, each.tensor.layer, each.type, each.bytes) for each in found.tensors]
         planned = [tuple(each[key] for key in ("name", "role", "layer", "type", "bytes")) for each in artifact["tensors"]]
         assert sorted(shown) == sorted(planned)
         assert (found.format, found.bytes) == (artifact["format"], artifact["bytes"])
@@ -184,25 +184,25 @@ ONE = json.dumps(tensor())
 SAFETENSORS_CASES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the length of its header takes 8 bytes, and 0 are left: 8 are missing"),
     "long header": (safetensors({}, length=1 << 40), "the header takes 1,099,511,627,776 bytes, and 10 are left"),
-    "no object": (safetensors("[1]"), r"the header has '\[' where the format's JSON has '{'"),
-    "no JSON": (safetensors('{"a": tensor}'), "tensor 'a' is not JSON, or takes more than 4,096 characters"),
-    "deep": (safetensors('{"a":' + "[" * 100_000), r"tensor 'a' is not JSON.*RecursionError"),
-    "unfinished": (safetensors(f'{{"a": {ONE}'), "the header has '' where the format's JSON has '}'"),
-    "comma at the end": (safetensors(f'{{"a": {ONE},}}'), "a name in the header is not JSON"),
-    "something after": (safetensors(f'{{"a": {ONE}}} {{}}'), "its header goes on with '{' after its end"),
-    "not UTF-8": (safetensors(b'{"\xff": 1}'), "its header is not UTF-8"),
-    "half a character": (safetensors(f'{{"\\ud800": {ONE}}}'), "a name in the header is not JSON.*surrogates not allowed"),
+    "no object": (safetensors("[1]"), r"its header is \[1\], and has to be an object"),
+    "no JSON": (safetensors('{"a": tensor}'), r"its header is not JSON \(JSONDecodeError: Expecting value: line 1 column 7"),
+    "deep": (safetensors('{"a":' + "[" * 100_000), "its header is not JSON .RecursionError"),
+    "unfinished": (safetensors(f'{{"a": {ONE}'), "its header is not JSON .JSONDecodeError: Expecting ',' delimiter"),
+    "comma at the end": (safetensors(f'{{"a": {ONE},}}'), "its header is not JSON .JSONDecodeError: "),
+    "something after": (safetensors(f'{{"a": {ONE}}} {{}}'), "its header is not JSON .JSONDecodeError: Extra data"),
+    "not UTF-8": (safetensors(b'{"\xff": 1}'), r"its header is not UTF-8 \(invalid start byte at its byte 2\)"),
+    "half a character": (safetensors(f'{{"\\ud800": {ONE}}}'), r"the name '\\ud800' in the header is not Unicode"),
     "long name": (safetensors({"n" * 1025: tensor()}), "the header has the name 'nnn.*, and 1024 characters are allowed"),
     "name twice": (safetensors(f'{{"a": {ONE}, "\\u0061": {ONE}}}'), "its header has 'a' twice"),
     "entry no object": (safetensors({"a": [1]}), r"'a' is \[1\], and has to have dtype, shape and data_offsets, each once"),
     "entry with more": (safetensors({"a": {**tensor(), "x": 1}}), "tensor 'a' is .*, and has to have dtype, shape and"),
-    "dtype twice": (safetensors('{"a": {"dtype": "F32", ' + ONE[1:] + "}"), "'a' is .*, and has to have dtype, shape"),
+    "dtype twice": (safetensors('{"a": {"dtype": "F32", ' + ONE[1:] + "}"), "its header has 'dtype' twice"),
     "no such dtype": (safetensors({"a": tensor("F5")}), "tensor 'a' has the dtype 'F5', which is none of C64, F64"),
     "dtype a list": (safetensors({"a": tensor(["F32"])}), r"tensor 'a' has the dtype \['F32'\], which"),
     "negative size": (safetensors({"a": tensor(shape=[-2])}), r"tensor 'a' has the shape \[-2\], and has to have sizes"),
     "size a truth value": (safetensors({"a": tensor(shape=[True, 2])}), r"has the shape \[True, 2\]"),
     "too many values": (safetensors({"a": tensor(shape=[1 << 40, 1 << 40])}), "1,152,921,504,606,846,976 values at most"),
-    "huge number": (safetensors('{"a":{"dtype":"F32","shape":[' + "9" * 5000 + '],"data_offsets":[0,8]}}'), "'a' is not JSON"),
+    "huge number": (safetensors('{"a":{"dtype":"F32","shape":[' + "9" * 5000 + "]}}"), "header is not JSON .ValueError"),
     "backwards": (safetensors({"a": tensor(begin=8, end=0)}), r"has the data_offsets \[8, 0\], and they are begin and end"),
     "offset a fraction": (safetensors({"a": tensor(end=8.0)}), r"has the data_offsets \[0, 8\.0\]"),
     "wrong size": (safetensors({"a": tensor(end=4)}), r"tensor 'a', F32 of shape \[2\], takes 64 bits, and is given 32"),
@@ -211,11 +211,13 @@ SAFETENSORS_CASES: dict[str, tuple[bytes, str]] = {
     "a hole": (safetensors({"a": tensor(begin=4, end=12)}, 12), "4 bytes before tensor 'a' belong to none"),
     "bytes left": (safetensors({"a": tensor()}, 20), "12 bytes after its last tensor belong to none"),
     "truncated": (safetensors({"a": tensor(shape=[200], end=800)}, 300), "and the file has [0-9]+: 500 are missing"),
-    "metadata no object": (safetensors({"__metadata__": None}), "__metadata__ has 'n' where the format's JSON has '{'"),
+    "metadata no object": (safetensors({"__metadata__": None}), "__metadata__ is None, and has to be an object"),
     "metadata no text": (safetensors({"__metadata__": {"a": 1}}), "__metadata__, 'a', is 1 and has to be a string"),
     "metadata twice": (safetensors('{"__metadata__": {}, "__metadata__": {}}'), "its header has '__metadata__' twice"),
-    "key twice": (safetensors('{"__metadata__": {"a": "", "a": ""}}'), "__metadata__, 'a', is there twice"),
-    "long metadata": (safetensors({"__metadata__": {"a": "x" * (1 << 21)}}), "'a', is not JSON, or takes more than 1,048,576"),
+    "key twice": (safetensors('{"__metadata__": {"a": "", "a": ""}}'), "its header has 'a' twice"),
+    "long metadata": (safetensors({"__metadata__": {"a": "x" * (1 << 21)}}), "'a', has 2,097,152 characters, and 1,048,576"),
+    "many values": (safetensors("[" * (1 << 20)), "its header has more than 524,288 values, and so many are read"),
+    "many sizes": (safetensors({"a": tensor(shape=[1] * 65)}), "has the shape .*, and has to have sizes"),
 }  # fmt: skip
 
 
@@ -230,7 +232,7 @@ def test_a_safetensors_file_that_breaks_a_rule_is_refused_with_the_rule(name: st
 
 def test_headers_beyond_the_limits_are_refused(tmp_path: Path) -> None:
     for name, begin, message in (
-        ("some.safetensors", number(100_000_001), "ends beyond the first 100,000,008 bytes, which a header may take"),
+        ("some.safetensors", number((1 << 23) + 1), "ends beyond the first 8,388,616 bytes, which a header may take"),
         ("some.gguf", gguf_file([key("a", 9, array(0, 1 << 27))]), "ends beyond the first 67,108,864 bytes"),
     ):
         with pytest.raises(ArtifactError, match=message):
@@ -245,7 +247,8 @@ def test_hostile_files_end_in_a_result_or_a_message(
     write_bombs(tmp_path)
     bases = (base_gguf, large_vocabulary, base_safetensors)
     code = "import sys, hostile_files; hostile_files.hammer(*sys.argv[1:])"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", code, str(tmp_path), *map(str, bases)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -386,7 +389,7 @@ def test_files_that_belong_together_are_shown_together(base_safetensors: Path, t
         "a.gguf": ("gguf", 4), "parts-00001-of-00002.gguf": ("gguf", 5),
         "model": ("safetensors", 3), "other": ("safetensors", 2),
     }  # fmt: skip
-    assert [tensor.name for tensor, _, _ in found["model"].tensors] == ["2_Dense/l.weight", "1.weight", "2.weight"]
+    assert [each.tensor.name for each in found["model"].tensors] == ["2_Dense/l.weight", "1.weight", "2.weight"]
     assert found["parts-00001-of-00002.gguf"].bytes == sum(path.stat().st_size for path in tmp_path.glob("parts*"))
 
 

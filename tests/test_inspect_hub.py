@@ -15,7 +15,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from hostile_files import array, gguf_file, info, key, safetensors, tensor, text, written
-from tierexport.formats.inspection import inspect
+from tierexport.formats.inspect import inspect
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = 64 << 20

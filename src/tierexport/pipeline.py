@@ -21,7 +21,7 @@ from tierexport.base.stages import Stages
 from tierexport.formats import formats_of
 from tierexport.formats.export import export, layers_done
 from tierexport.formats.gguf.imatrix import portable_bytes
-from tierexport.formats.protocol import Job
+from tierexport.formats.job import Job
 from tierexport.model.encoder import check_complete
 from tierexport.model.reference import Reference
 from tierexport.model.source import open_source

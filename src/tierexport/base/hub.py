@@ -1,11 +1,18 @@
-"""Fetches files of a Hugging Face hub into huggingface_hub's cache. Knows no model and no data set."""
+"""The client of a Hugging Face hub that reads: fetches files into huggingface_hub's cache, and explains what goes wrong.
 
+Knows no model and no data set.
+"""
+
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from tierexport.base.errors import InputError, MachineError
+from tierexport.base.errors import InputError, MachineError, TierexportError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 """`ORG/NAME[@REVISION]`."""
@@ -18,6 +25,69 @@ REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.AS
 def is_hub_id(name: str) -> bool:
     """Whether a name that is no folder can be a repository of a hub."""
     return HUB_ID.fullmatch(name) is not None and not name.startswith((".", "/"))
+
+
+# --- what goes wrong
+
+ProblemKind = Literal["repository", "revision", "name", "login", "refused", "connection", "content"]
+"""What a hub's client complains of: there is no such repository (or it is private), no such revision, no repository can have
+that name, there is no token on this machine, the hub answered with another HTTP error, it did not answer, or the client itself
+refuses what it is given.
+"""
+
+
+@dataclass(frozen=True)
+class HubProblem:
+    """What huggingface_hub raised. `status`: of the hub's answer, by HTTP, and 0 where there was none."""
+
+    kind: ProblemKind
+    error: BaseException
+    status: int = 0
+
+    @property
+    def told(self) -> str:
+        """The first line of the error, without a token or what signs an address."""
+        from huggingface_hub import get_token
+
+        wrapped = isinstance(self.error, RuntimeError) and self.error.__cause__
+        error = self.error.__cause__ if wrapped else self.error
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        line = re.sub(r"\?[^\s'\"]*", "?…", line)
+        return line.replace(token, "***") if (token := get_token()) else line
+
+
+@contextmanager
+def hub_errors(explain: Callable[[HubProblem], TierexportError]) -> Iterator[None]:
+    """Raises, for whatever huggingface_hub raises, the error that `explain` makes of it.
+
+    The client's own error is not chained to it: its text may hold a token or a signed address, which no traceback should.
+    """
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever HTTP library it uses
+
+    try:
+        yield
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise explain(_problem(error)) from None
+
+
+def _problem(error: Exception) -> HubProblem:
+    """An error by the kind of problem that it means."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else 0
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return HubProblem("repository", error, status)
+        return HubProblem("revision" if isinstance(error, errors.RevisionNotFoundError) else "refused", error, status)
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return HubProblem("login", error)
+    if isinstance(error, errors.HFValidationError):
+        return HubProblem("name", error)
+    invalid = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)  # JSON: the answer was cut off
+    return HubProblem("content" if invalid else "connection", error)
+
+
+# --- fetching
 
 
 def fetch(
@@ -34,26 +104,28 @@ def fetch(
     there is no such repository or revision, MachineError when the hub can't be reached.
     """
     import huggingface_hub
-    from huggingface_hub import errors as hub
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever HTTP library it uses
 
-    where = f"{repository}@{revision}" if revision else repository
-    try:
+    with hub_errors(partial(_not_fetched, kind, repository, revision, wrong)):
         folder = huggingface_hub.snapshot_download(
             repository, repo_type=kind, revision=revision, allow_patterns=[*patterns], ignore_patterns=[*ignored]
         )
-    except hub.RepositoryNotFoundError as error:
-        raise wrong(
+    return Path(folder)
+
+
+def _not_fetched(
+    kind: str, repository: str, revision: str | None, wrong: type[InputError], problem: HubProblem
+) -> TierexportError:
+    """Why files could not be fetched, and what to do."""
+    if problem.kind == "repository":
+        return wrong(
             f"the hub has no {kind} {repository}, or it is private or gated: log in, or check the name "
             "(a folder of that name is not there either)"
-        ) from error
-    except hub.RevisionNotFoundError as error:
-        raise wrong(f"the hub's {repository} has no revision {revision!r}") from error
-    except hub.HFValidationError as error:
-        raise wrong(f"{repository!r} is no folder, and no hub can have a {kind} of that name") from error
-    except (hub.HfHubHTTPError, hub.LocalEntryNotFoundError, HTTPError, OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MachineError(
-            f"can't fetch {where} from the hub ({first}): check the network and HF_ENDPOINT, or name a local folder"
-        ) from error
-    return Path(folder)
+        )
+    if problem.kind == "revision":
+        return wrong(f"the hub's {repository} has no revision {revision!r}")
+    if problem.kind == "name":
+        return wrong(f"{repository!r} is no folder, and no hub can have a {kind} of that name")
+    where = f"{repository}@{revision}" if revision else repository
+    return MachineError(
+        f"can't fetch {where} from the hub ({problem.told}): check the network and HF_ENDPOINT, or name a local folder"
+    )

@@ -255,7 +255,7 @@ def inspect(target: str, as_json: bool) -> None:
 
     Reads headers, no weights; on a hub it downloads nothing else.
     """
-    from tierexport.formats.inspection import inspect as look
+    from tierexport.formats.inspect import inspect as look
     from tierexport.report import tables
 
     found = look(target)
@@ -278,13 +278,13 @@ def publish(
 ) -> None:
     """Upload the verified artifact folder DIR in one commit; what is there already is not sent again."""
     from tierexport.publish import release
-    from tierexport.report import tables
+    from tierexport.publish.table import publication_table
 
     done = release.publish(folder, target, private, revision, despite, dry_run)
     if as_json:
         print_json(done.as_json())
         return
-    print_parts(tables.publication_table(done))
+    print_parts(publication_table(done))
     for objection in done.overruled:
         click.echo(f"tierexport: overruled: {objection.name}: {objection.reason}", err=True)
     where = f"published: {done.url}" if done.url else "nothing was uploaded"

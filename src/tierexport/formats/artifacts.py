@@ -4,8 +4,7 @@ from pathlib import Path
 
 from tierexport.artifact.manifest import MANIFEST, read_manifest
 from tierexport.base.errors import ArtifactError
-from tierexport.base.registry import FORMATS
-from tierexport.formats import format_named
+from tierexport.formats import all_formats
 
 
 def artifacts_at(path: Path) -> tuple[tuple[str, Path], ...]:
@@ -16,7 +15,8 @@ def artifacts_at(path: Path) -> tuple[tuple[str, Path], ...]:
     """
     if (path / MANIFEST).is_file():
         return tuple((each.format, path / each.path) for each in read_manifest(path).artifacts)
-    for name in FORMATS:
-        if format_named(name).is_at(path):
-            return ((name, path),)
+    by_name = sorted(all_formats(), key=lambda fmt: not path.name.endswith(fmt.suffix))  # a GGUF may have any name
+    for fmt in by_name:
+        if fmt.is_at(path):
+            return ((fmt.name, path),)
     raise ArtifactError(f"{path} is neither a GGUF file, nor a folder with safetensors, nor an artifact of tierexport")

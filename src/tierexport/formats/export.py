@@ -8,7 +8,8 @@ from typing import Any
 from tierexport.base.archive import tools
 from tierexport.base.progress import stage
 from tierexport.base.stages import Stages, stage_key
-from tierexport.formats.protocol import Format, Job
+from tierexport.formats.job import Job
+from tierexport.formats.protocol import Format
 from tierexport.model.encoder import open_model
 from tierexport.quantize.distill import STEPS, distill
 from tierexport.quantize.layerwise import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, Rounded, round_layers

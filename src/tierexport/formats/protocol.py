@@ -1,11 +1,15 @@
 """What a format is: everything that the rest of tierexport asks of one. docs/extending.md adds a third."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tierexport.base.records import NO_IMATRIX, Encoded, Floats, Imatrix, Source
+from tierexport.artifact.manifest import RecipeEntry
+from tierexport.base.listing import ListedFile, Listing
+from tierexport.base.records import Encoded, Floats, Imatrix, Source
+from tierexport.formats.header import Room
+from tierexport.formats.inspection import Inspection
+from tierexport.formats.job import Job, Progress
 from tierexport.quantize.layerwise import Rounded, Target
 from tierexport.recipe.plan import Plan, PlannedFormat
 from tierexport.recipe.planned import FormatPlan
@@ -13,26 +17,6 @@ from tierexport.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-Progress = Callable[[int], None]
-"""A progress callback: called with the number of parameters (or texts, or steps) done since the last call."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one artifact is written from: its part of a plan, the whole plan, and what calibration found."""
-
-    plan: FormatPlan
-    made: Plan
-    imatrix: Imatrix = NO_IMATRIX
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.made.recipe
-
-    @property
-    def source(self) -> Source:
-        return self.made.source
 
 
 class Reader(Protocol):
@@ -53,6 +37,12 @@ class Format(PlannedFormat, Protocol):
 
     title: str
     """What progress calls an artifact of it."""
+
+    suffix: str
+    """How the names of its weight files end."""
+
+    colour: str
+    """The colour of its artifacts in pictures, as matplotlib takes it."""
 
     writer: tuple[str, ...]
     """Modules whose code decides the bytes of an artifact."""
@@ -107,3 +97,31 @@ class Format(PlannedFormat, Protocol):
 
     def load(self, path: Path, device: str) -> "SentenceTransformer":
         """An artifact as a SentenceTransformer. Raises ArtifactError."""
+
+    # --- looking into anybody's
+
+    def together(self, listing: Listing, names: Sequence[str]) -> Sequence[tuple[str, ...]]:
+        """The weight files of a listing by the artifact that they belong to, each artifact's in the order of `names`."""
+
+    def inspect(self, listing: Listing, names: Sequence[str], room: Room) -> Inspection:
+        """What the weight files of one artifact hold, of which headers are read and no weights.
+
+        Raises ArtifactError for a damaged file or where there is no `room` for what it lists, MachineError from a hub.
+        """
+
+    def metadata(self, file: ListedFile) -> Mapping[str, Any]:
+        """What a weight file says of itself in words, without its vocabulary. Raises ArtifactError for a damaged file."""
+
+    # --- showing one to people
+
+    def library(self, recipe: RecipeEntry) -> str | None:
+        """The library that opens an artifact without tierexport, as hubs name it; None where there is none.
+
+        `recipe` is what a manifest says of the recipe.
+        """
+
+    def template(self, part: str) -> str | None:
+        """A part of the card as a Jinja template: "card", how an artifact is opened, or "langchain", how in LangChain.
+
+        None where the format has no such part. The template's values are those of report/card.md.
+        """

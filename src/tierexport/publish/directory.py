@@ -1,4 +1,4 @@
-"""A folder as a hub: a copy of what would be uploaded, whole or not at all."""
+"""A folder as a place to publish to: a copy of what would be uploaded, whole or not at all."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from tierexport.base.digests import folder_digests
 from tierexport.base.errors import MachineError
 from tierexport.base.files import clone
 from tierexport.base.outputs import is_artifact, making
-from tierexport.publish.hubs import Held
+from tierexport.publish.protocol import Held
 
 
 class Directory:

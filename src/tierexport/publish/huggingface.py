@@ -1,16 +1,15 @@
 """The Hugging Face hub, through its own client: its token, its endpoint, its large-file storage hold."""
 
-import json
-import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tierexport.base.errors import MachineError, PublishError
-from tierexport.publish.hubs import Held
+from tierexport.base.errors import MachineError, PublishError, TierexportError
+from tierexport.base.hub import HubProblem, hub_errors
+from tierexport.publish.protocol import Held
 
 AGAIN = "nothing half-done is left there: run the same command again, and what was uploaded is not sent twice"
 
@@ -25,6 +24,7 @@ class HuggingFace:
         self.model = repository
         self.download = f"hf download {repository} --local-dir ." + (f" --revision {revision}" if revision else "")
         self._repository, self._revision, self._private = repository, revision, private
+        self._explained = partial(_explained, repository)
         self._api = huggingface_hub.HfApi(library_name="tierexport")
         if not sys.stderr.isatty():
             disable_progress_bars()
@@ -33,7 +33,7 @@ class HuggingFace:
         """The branch's head and files; those of the main branch where the branch is yet to be made."""
         from huggingface_hub import errors
 
-        with _explained(self._repository):
+        with hub_errors(self._explained):
             try:
                 try:
                     return self._held(self._revision)
@@ -52,7 +52,7 @@ class HuggingFace:
 
     def read(self, path: str, held: Held) -> bytes:
         """A file of the commit that was looked at, past the client's cache."""
-        with _explained(self._repository), tempfile.TemporaryDirectory() as scratch:
+        with hub_errors(self._explained), tempfile.TemporaryDirectory() as scratch:
             found = self._api.hf_hub_download(self._repository, path, revision=held.head, local_dir=scratch)
             return Path(found).read_bytes()
 
@@ -60,7 +60,7 @@ class HuggingFace:
         """One commit, refused by the hub when the branch has moved since `held`; makes repository and branch."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        with _explained(self._repository):
+        with hub_errors(self._explained):
             if held.head is None:
                 self._api.create_repo(self._repository, private=self._private, exist_ok=True)
             if self._revision:
@@ -85,24 +85,15 @@ def _digest(file: Any) -> str:
     return f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
 
 
-@contextmanager
-def _explained(repository: str) -> Iterator[None]:
-    """Turns what the client raises into one message."""
-    from huggingface_hub import errors
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of whichever HTTP library it uses
-
-    try:
-        yield
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        raise MachineError(f"{repository}: {_meaning(status)} ({_told(error)})") from None
-    except errors.LocalTokenNotFoundError:
-        raise MachineError(f"{repository}: {_meaning(401)}") from None
-    except (HTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:
-        why = _told(error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error)
-        raise MachineError(f"{repository}: the connection to the hub broke; {AGAIN} ({why})") from None
-    except ValueError as error:
-        raise PublishError(f"{repository}: the hub refuses the card's metadata: {error}") from None
+def _explained(repository: str, problem: HubProblem) -> TierexportError:
+    """What to tell who publishes."""
+    if problem.kind in ("content", "name"):
+        return PublishError(f"{repository}: the hub refuses the card's metadata: {problem.error}")
+    if problem.kind == "login":
+        return MachineError(f"{repository}: {_meaning(401)}")
+    if problem.kind == "connection":
+        return MachineError(f"{repository}: the connection to the hub broke; {AGAIN} ({problem.told})")
+    return MachineError(f"{repository}: {_meaning(problem.status)} ({problem.told})")
 
 
 def _meaning(status: int) -> str:
@@ -114,12 +105,3 @@ def _meaning(status: int) -> str:
     if status == 412:
         return "somebody changed it meanwhile, so nothing was done: run the same command again"
     return f"the hub failed; {AGAIN}"
-
-
-def _told(error: BaseException) -> str:
-    """The first line of an error, without a token or what signs an address."""
-    from huggingface_hub import get_token
-
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    line = re.sub(r"\?[^\s'\"]*", "?…", line)
-    return line.replace(token, "***") if (token := get_token()) else line

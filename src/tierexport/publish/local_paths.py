@@ -4,12 +4,14 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tierexport.artifact.folder import RECIPE
 from tierexport.base.errors import ArtifactError
-from tierexport.formats.headers import read_gguf, read_safetensors
+from tierexport.base.listing import local_file
+from tierexport.formats import all_formats
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 """Files in which anything between slashes is a token."""
@@ -51,14 +53,11 @@ def _texts(path: Path) -> Iterator[str]:
             yield from _strings(json.loads(path.read_text("utf-8")))
         except (ValueError, RecursionError):
             yield path.read_text("utf-8", "replace")
-    elif path.suffix in (".gguf", ".safetensors"):
-        read = read_gguf if path.suffix == ".gguf" else read_safetensors
-        try:
-            with path.open("rb") as file:
-                header = read(file, path.stat().st_size, path.name)
-        except ArtifactError:
-            return  # it is none, which is for others to say
-        yield from _strings({key: value for key, value in header.metadata.items() if not key.startswith("tokenizer.")})
+    else:
+        for fmt in all_formats():
+            if path.name.endswith(fmt.suffix):
+                with suppress(ArtifactError):  # it is none, which is for others to say
+                    yield from _strings(fmt.metadata(local_file(path)))
 
 
 def _strings(value: Any) -> Iterator[str]:

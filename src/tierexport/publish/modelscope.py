@@ -17,7 +17,7 @@ from tierexport.artifact.folder import CARD
 from tierexport.base.digests import file_digest
 from tierexport.base.errors import MachineError, PublishError
 from tierexport.base.progress import stage
-from tierexport.publish.hubs import Held
+from tierexport.publish.protocol import Held
 
 KIND, MAIN = "model", "master"
 TRIES = 4

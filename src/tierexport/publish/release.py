@@ -22,22 +22,26 @@ from tierexport.artifact.manifest import MANIFEST, Manifest, read_manifest
 from tierexport.artifact.verdicts import Verification
 from tierexport.base.errors import PublishError
 from tierexport.base.progress import stage
-from tierexport.publish.hubs import Held, Hub, open_hub, same
+from tierexport.base.registry import FORMATS
 from tierexport.publish.local_paths import local_paths
+from tierexport.publish.protocol import Held, Target, has_digest
 from tierexport.publish.publication import Change, Objection, Publication
-from tierexport.report import card
-
-OURS = ("gguf/", "torchao/")
-"""What of a repository belongs to a release, by how paths begin: what it does not hold of that is removed."""
+from tierexport.publish.targets import open_target
+from tierexport.report.card import Access, render_card
 
 MODULES, SETTINGS = ENTRANCE
+
+
+def _is_in_artifact(path: str) -> bool:
+    """Whether a path in a repository lies in the folder of an artifact: it has the name of the format."""
+    return path.startswith(tuple(f"{name}/" for name in FORMATS))
 
 
 class There:
     """A place to publish to, as it is now. Its files are read only where it has to be known whose they are."""
 
-    def __init__(self, hub: Hub, held: Held) -> None:
-        self.hub, self.held = hub, held
+    def __init__(self, target: Target, held: Held) -> None:
+        self.target, self.held = target, held
 
     @functools.cached_property
     def recorded(self) -> Mapping[str, str]:
@@ -45,20 +49,20 @@ class There:
         if MANIFEST not in self.held.files:
             return {}
         try:
-            found = json.loads(self.hub.read(MANIFEST, self.held))["files"]
+            found = json.loads(self.target.read(MANIFEST, self.held))["files"]
             return {str(name): str(digest) for name, digest in found.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
 
     @functools.cached_property
     def has_entrance(self) -> bool:
-        """Whether the modules.json there is a release's: it opens torchao/, or is what the manifest there records."""
+        """Whether the modules.json there is a release's: it opens an artifact, or is what the manifest there records."""
         if MODULES not in self.held.files:
             return False
-        content = self.hub.read(MODULES, self.held)
+        content = self.target.read(MODULES, self.held)
         try:
             listed = json.loads(content)
-            opens = [str(each["path"]).partition("/")[0] == "torchao" for each in listed]
+            opens = [_is_in_artifact(f"{each['path']}/") for each in listed]
         except (ValueError, KeyError, TypeError, RecursionError):
             opens = []
         return any(opens) or self.recorded.get(MODULES) == hashlib.sha256(content).hexdigest()
@@ -66,7 +70,7 @@ class There:
     def stale(self, files: Mapping[str, Path]) -> Iterator[str]:
         """What is there of an earlier release and not in this one. A model of the user's own at the top is left alone."""
         for name in sorted(self.held.files):
-            if name not in files and (name.startswith(OURS) or self._is_ours(name)):
+            if name not in files and (_is_in_artifact(name) or self._is_ours(name)):
                 yield name
 
     def _is_ours(self, name: str) -> bool:
@@ -81,7 +85,7 @@ class There:
 
     def objections(self, files: Mapping[str, Path]) -> Iterator[Objection]:
         """What would be broken there."""
-        other = MODULES in files and MODULES in self.held.files and not same(files[MODULES], self.held.files[MODULES])
+        other = MODULES in files and MODULES in self.held.files and not has_digest(files[MODULES], self.held.files[MODULES])
         if other and not self.has_entrance:
             yield Objection("other-model", f"{MODULES} there opens a model of its own, which nobody could open after this")
 
@@ -98,12 +102,12 @@ def publish(
     manifest, found = read_manifest(folder), read_verification(folder)
     objections = tuple(_objections(folder, manifest, found))
     _check(objections, despite, folder)
-    hub = open_hub(target, revision, private)
+    place = open_target(target, revision, private)
     with tempfile.TemporaryDirectory() as scratch:
         with stage(f"Looking at {target}"):
-            files = _files(folder, manifest, found, hub, Path(scratch))
-            held = hub.held()
-            there = There(hub, held)
+            files = _files(folder, manifest, found, place, Path(scratch))
+            held = place.held()
+            there = There(place, held)
             changes = tuple(_changes(files, held.files, tuple(there.stale(files))))
             overruled = (*objections, *there.objections(files))
         _check(overruled, despite, folder)
@@ -114,7 +118,7 @@ def publish(
             return done
         wanted = {change.path: files[change.path] for change in done.sent if change.what != "removed"}
         removed = [change.path for change in done.sent if change.what == "removed"]
-        url = hub.upload(wanted, removed, held, f"{manifest.model.name}, {manifest.recipe.name}")
+        url = place.upload(wanted, removed, held, f"{manifest.model.name}, {manifest.recipe.name}")
     return Publication(target, changes, overruled, url)
 
 
@@ -151,17 +155,17 @@ def _objections(folder: Path, manifest: Manifest, found: Verification) -> Iterat
         yield Objection("local-paths", f"{name} names {path!r}, {why}" + (f"; {remedy}" if name == RECIPE else ""))
 
 
-def _files(folder: Path, manifest: Manifest, found: Verification, hub: Hub, scratch: Path) -> dict[str, Path]:
+def _files(folder: Path, manifest: Manifest, found: Verification, target: Target, scratch: Path) -> dict[str, Path]:
     """The release by paths in the repository; the card is written anew, for its snippets name the place."""
     names = [*proven_files(folder, manifest), MANIFEST, VERIFICATION, PAGE]
-    place = card.Place(hub.model, hub.download)
-    (scratch / CARD).write_text(card.render_card(manifest, found, (folder / RECIPE).read_text("utf-8"), place), "utf-8")
+    access = Access(target.model, target.download)
+    (scratch / CARD).write_text(render_card(manifest, found, (folder / RECIPE).read_text("utf-8"), access), "utf-8")
     return {name: folder / name for name in names if (folder / name).is_file()} | {CARD: scratch / CARD}
 
 
 def _changes(files: Mapping[str, Path], held: Mapping[str, str], stale: Sequence[str]) -> Iterator[Change]:
     for name, path in sorted(files.items()):
-        what = "new" if name not in held else "same" if same(path, held[name]) else "changed"
+        what = "new" if name not in held else "same" if has_digest(path, held[name]) else "changed"
         yield Change(name, path.stat().st_size, what)
     for name in stale:
         yield Change(name, 0, "removed")

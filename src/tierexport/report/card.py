@@ -5,14 +5,17 @@ import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from tierexport.artifact.manifest import ArtifactEntry, Manifest, ModelEntry
+from tierexport.artifact.stored import is_unquantized
 from tierexport.artifact.verdicts import Verdict, Verification
+from tierexport.base.packaged import packaged_text
+from tierexport.formats import all_formats, format_named
+from tierexport.formats.protocol import Format
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.batches import prompt_for
 from tierexport.report.head import head_fields, unstated
@@ -24,20 +27,21 @@ QUESTION = "How do I fix a flat tire?"
 POOLED = ("Transformer", "Pooling", "Normalize")
 """The modules that the snippet for transformers stands for; a model with others has none."""
 
-UNCRUSHED = ("f32", "float32", "f16", "float16")
+BEST_KNOWN = "sentence-transformers"
+"""Of the libraries that open an artifact the one that hubs and most users know."""
 
 
 @dataclass(frozen=True)
-class Place:
+class Access:
     """Where a card will be read: what a sentence-transformers user names there, and the command that fetches the files."""
 
     model: str = "."
     download: str | None = None
 
 
-def render_card(manifest: Manifest, found: Verification, document: str, place: Place | None = None) -> str:
+def render_card(manifest: Manifest, found: Verification, document: str, access: Access | None = None) -> str:
     """Markdown under a YAML head, from the manifest, the verification and the recipe's text, and from nothing else."""
-    place = place or Place()
+    access = access or Access()
     model, recipe, artifacts = manifest.model, manifest.recipe, manifest.artifacts
     paths = {artifact.format: artifact.path for artifact in artifacts}
     body = _template().render(
@@ -57,11 +61,12 @@ def render_card(manifest: Manifest, found: Verification, document: str, place: P
         sts=[(verdict, verdict.sts) for verdict in found.verdicts if verdict.sts],
         **_snippets(model),
         similarity=SIMILARITIES[model.similarity].words,
-        **paths,
-        layout=recipe.torchao["layout"],
+        paths=paths,
+        shown=[fmt.name for fmt in _formats(manifest)],
+        preferred=_best_opened(manifest)[0],
         name=f"{model.name}-{recipe.name}".lower(),
-        place=place.model,
-        download=place.download,
+        place=access.model,
+        download=access.download,
         versions=f"tierexport {manifest.tools['tierexport']}, llama.cpp of {manifest.tools['llama.cpp']}",
         document=document.strip(),
     )
@@ -69,9 +74,29 @@ def render_card(manifest: Manifest, found: Verification, document: str, place: P
 
 
 def _template() -> jinja2.Template:
-    text = resources.files("tierexport.report").joinpath("card.md").read_text("utf-8")
-    markdown = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)  # no HTML
-    return markdown.from_string(text)
+    """The card's template, which includes the parts that formats have for it, as "gguf/card"."""
+    markdown = jinja2.Environment(  # no HTML, so nothing is escaped
+        loader=jinja2.FunctionLoader(_part), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return markdown.from_string(packaged_text("tierexport.report", "card.md") or "")
+
+
+def _part(name: str) -> str | None:
+    """A format's part of the card, by "FORMAT/PART"."""
+    fmt, _, part = name.partition("/")
+    return format_named(fmt).template(part)
+
+
+def _formats(manifest: Manifest) -> list[Format]:
+    """The formats of the artifacts, as they are registered."""
+    held = {artifact.format for artifact in manifest.artifacts}
+    return [fmt for fmt in all_formats() if fmt.name in held]
+
+
+def _best_opened(manifest: Manifest) -> tuple[str | None, str]:
+    """The format that most users can open without tierexport, None where there is none, and the library that opens it."""
+    opened = [(fmt.name, library) for fmt in _formats(manifest) if (library := fmt.library(manifest.recipe))]
+    return min(opened, key=lambda each: each[1] != BEST_KNOWN, default=(None, "tierexport"))
 
 
 def _origin(model: ModelEntry) -> str:
@@ -96,11 +121,10 @@ def _metadata(manifest: Manifest, found: Verification) -> str:
     results = [
         result for verdict in ran for result in _results(verdict, found.similarity) if math.isfinite(result.metric_value)
     ]
-    stock = "torchao" in formats and manifest.recipe.torchao["layout"] == "portable"
     data = ModelCardData(
         base_model=model.base_model,
         base_model_relation="quantized" if model.base_model else None,
-        library_name="sentence-transformers" if stock else "llama.cpp" if "gguf" in formats else "tierexport",
+        library_name=_best_opened(manifest)[1],
         **head_fields(model.terms, model.languages, checked=bool(model.base_model and model.revision)),
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "feature-extraction", "text-embeddings", "quantized", *formats, "tierexport"],
@@ -141,20 +165,20 @@ def _results(verdict: Verdict, similarity: str) -> Iterator[Any]:
 
 
 def _rounding_lines(artifact: ArtifactEntry) -> Iterator[str]:
-    """How many tensors were rounded how, and the crushed ones for which it was to nearest, by name."""
-    crushed = [each for each in artifact.tensors if each.type.lower() not in UNCRUSHED]
-    fed_back = [each for each in crushed if each.rounding != "nearest"]
+    """How many tensors were rounded how, and the quantized ones for which it was to nearest, by name."""
+    quantized = [each for each in artifact.tensors if not is_unquantized(each.type)]
+    fed_back = [each for each in quantized if each.rounding != "nearest"]
     if fed_back:
         named = ", ".join(
-            f"`{each.name}`" + (f" ({each.note})" if each.note else "") for each in crushed if each not in fed_back
+            f"`{each.name}`" + (f" ({each.note})" if each.note else "") for each in quantized if each not in fed_back
         )
         yield (
             f"{artifact.format}: {len(fed_back)} tensors were rounded with error feedback (GPTQ), layer by layer"
             + (", and their scales, biases and norms tuned (distill)" if fed_back[0].rounding == "distill" else "")
             + (f"; to nearest: {named}." if named else ".")
         )
-    elif crushed:
-        yield f"{artifact.format}: all {len(crushed)} quantized tensors were rounded to nearest."
+    elif quantized:
+        yield f"{artifact.format}: all {len(quantized)} quantized tensors were rounded to nearest."
 
 
 def _speed_lines(found: Verification) -> Iterator[str]:

@@ -11,7 +11,7 @@ from tierexport.artifact.verdicts import Verification
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.roles import ROLES
 from tierexport.report import charts
-from tierexport.report.tables import bits_of
+from tierexport.report.tables import colour_bits
 
 
 def render_page(manifest: Manifest, found: Verification) -> str:
@@ -49,4 +49,4 @@ def tier_map(artifact: ArtifactEntry) -> dict[str, Any]:
 
 def _cell(tensors: Sequence[TensorEntry]) -> dict[str, str]:
     types = list(dict.fromkeys(each.type for each in tensors))
-    return {"type": " ".join(types), "colour": f"b{bits_of(types[0])}" if types else ""}
+    return {"type": " ".join(types), "colour": f"b{colour_bits(types[0])}" if types else ""}

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tierexport.base.errors import InputError
+from tierexport.base.registry import FORMATS
+from tierexport.formats import format_named
 from tierexport.report.comparison import Compared, Interval
 from tierexport.report.drawing import GRID, figure, written
 from tierexport.search.found import Frontier
@@ -14,7 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = ("svg", "png", "pdf")
-COLOURS = {"gguf": "#2b7de0", "torchao": "#e0662b", "searched": "#2b7de0", "shipped": "#2e9e5b", "llama.cpp": "#e0662b"}
+COLOURS = {"searched": "#2b7de0", "shipped": "#2e9e5b", "llama.cpp": "#e0662b"}
+"""Of a frontier's points, by how they were chosen."""
+
+UNKNOWN_COLOUR = "0.5"
+"""Grey, of artifacts in a format that is not registered here."""
 
 
 def kind_of(picture: Path) -> str:
@@ -35,7 +41,7 @@ def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
     drawn = figure(1 + 0.75 * (1 + len(sets)), 1.2 + 0.3 * len(compared))
     sizes, loss, *differences = drawn.subplots(1, 2 + len(sets), sharey=True)
     rows = range(len(compared))
-    colours = [COLOURS[each.format] for each in compared]
+    colours = [_colour(each.format) for each in compared]
     sizes.barh(rows, [each.bytes / 1e6 for each in compared], color=colours, height=0.6)
     sizes.set_title("MB")
     sizes.set_yticks(rows, [f"{each.name}, {each.format} on {each.device}" for each in compared])
@@ -54,6 +60,11 @@ def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
         axes.grid(color=GRID)
         axes.set_axisbelow(True)
     return written(drawn, kind)
+
+
+def _colour(name: str) -> str:
+    """The colour of a format's artifacts."""
+    return format_named(name).colour if name in FORMATS else UNKNOWN_COLOUR
 
 
 def _whisker(axes: "Axes", row: int, value: float, interval: Interval, colour: str) -> None:

@@ -8,13 +8,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from tierexport.artifact.manifest import Manifest
+from tierexport.artifact.stored import StoredTensor, nominal_bits
 from tierexport.artifact.verdicts import Fidelity, Verification
-from tierexport.base.records import Tensor
-from tierexport.formats.headers import Omitted
-from tierexport.formats.inspection import Inspection, nominal_bits
+from tierexport.formats.header import Omitted
+from tierexport.formats.inspection import Inspection
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.roles import KEPT_ROLE, ROLES
-from tierexport.publish.publication import Publication
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
 from tierexport.report.comparison import Compared
@@ -25,7 +24,8 @@ COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green",
 """Warm is crushed, cold is kept: the same colours wherever tiers are shown."""
 
 
-def _table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
+def new_table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
+    """An empty table; the columns in `right` hold numbers, which are aligned to the right."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
@@ -34,7 +34,7 @@ def _table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
 
 def plan_table(plan: FormatPlan) -> Table:
     """Every tensor that is not kept, with its tier and type; the kept ones in one row."""
-    table = _table(
+    table = new_table(
         plan.format, "tensor", "role", "layer", "tier", "bits", "type", "rounding", "shape", "bytes", "",
         right=("layer", "bits", "bytes"),
     )  # fmt: skip
@@ -58,7 +58,7 @@ def plan_table(plan: FormatPlan) -> Table:
 def totals_table(plan: Plan) -> Table:
     """One row per format: parameters, bytes, nominal bits, and bits per parameter of the tensors alone."""
     names = ("format", "parameters", "tensor bytes", "nominal bits", "tensor bits")
-    table = _table("totals", *names, right=names[1:])
+    table = new_table("totals", *names, right=names[1:])
     for fmt in plan.formats:
         table.add_row(fmt.format, f"{fmt.parameters:,}", f"{fmt.bytes:,}", f"{fmt.nominal_bits:.2f}", f"{fmt.tensor_bits:.2f}")
     return table
@@ -67,7 +67,7 @@ def totals_table(plan: Plan) -> Table:
 def sizes_table(manifest: Manifest) -> Table:
     """What a build made: bytes and bits of each artifact."""
     names = ("format", "file", "MB", "nominal bits", "stored bits")
-    table = _table(f"{manifest.model.name} · {manifest.recipe.name}", *names, right=names[2:])
+    table = new_table(f"{manifest.model.name} · {manifest.recipe.name}", *names, right=names[2:])
     for artifact in manifest.artifacts:
         bits = (f"{each:.2f}" for each in (artifact.nominal_bits, artifact.stored_bits))
         table.add_row(artifact.format, artifact.path, f"{artifact.bytes / 1e6:.2f}", *bits)
@@ -88,7 +88,7 @@ def verification_tables(found: Verification) -> Iterator[Table]:
 def _fidelity_table(found: Verification) -> Table:
     names = ("format", "device", "same tokens", "cos mean", "cos p1", "cos min", "top-10 kept", "95 % interval",
              "rank corr.", "texts/s", "fp32's")  # fmt: skip
-    table = _table(f"against {found.reference}", *names, right=names[2:])
+    table = new_table(f"against {found.reference}", *names, right=names[2:])
     for verdict in found.verdicts:
         if verdict.fidelity is None:
             colour = "red" if verdict.status == "failed" else "dim"
@@ -113,7 +113,7 @@ def _fidelity_cells(fidelity: Fidelity) -> Iterator[str]:
 def _retrieval_table(found: Verification) -> Table:
     names = ("set", "format", "device", "same tokens", "NDCG@10", "fp32's", "difference", "95 % interval", "p",
              "Recall@10", "fp32's", "MRR@10")  # fmt: skip
-    table = _table(f"retrieval, scored by {SIMILARITIES[found.similarity].words}", *names, right=names[3:])
+    table = new_table(f"retrieval, scored by {SIMILARITIES[found.similarity].words}", *names, right=names[3:])
     for verdict in found.verdicts:
         for each in verdict.retrieval_shown:
             table.add_row(
@@ -127,7 +127,7 @@ def _retrieval_table(found: Verification) -> Table:
 
 def _sts_table(found: Verification) -> Table:
     names = ("pairs", "format", "device", "Spearman", "fp32's", "difference", "95 % interval")
-    table = _table("sentence similarity", *names, right=names[3:])
+    table = new_table("sentence similarity", *names, right=names[3:])
     for verdict in found.verdicts:
         if each := verdict.sts:
             table.add_row(
@@ -138,7 +138,7 @@ def _sts_table(found: Verification) -> Table:
 
 
 def _gates_table(found: Verification) -> Table:
-    table = _table("gates", "gate", "format", "device", "value", "passed", right=("value",))
+    table = new_table("gates", "gate", "format", "device", "value", "passed", right=("value",))
     for gate in found.gates:
         shown = "[green]yes[/]" if gate.passed else "[red]no[/]"
         table.add_row(gate.name, gate.format, gate.device, "not measured" if gate.value is None else f"{gate.value:.5f}", shown)
@@ -150,7 +150,7 @@ def compare_table(compared: Sequence[Compared]) -> Table:
     sets = list(dict.fromkeys(name for each in compared for name in each.retrieval))
     names = ("recipe", "format", "device", "MB", "stored bits", "1−cos", "interval", "top-10 kept", "speed of fp32's",
              *(f"{name}: NDCG@10 less fp32's" for name in sets))  # fmt: skip
-    table = _table("side by side", *names, right=names[3:])
+    table = new_table("side by side", *names, right=names[3:])
     for each in compared:
         found = (each.retrieval.get(name) for name in sets)
         speed = f"{each.speed_ratio:.2f} ×" if each.speed_ratio else ""
@@ -167,7 +167,7 @@ def map_table(found: ModelMap) -> Table:
     bits = sorted({each.bits for each in found.damages})
     names = ("layer", "rewrites", "same word", "same text", "largest dims", "anisotropy",
              *(f"{part} at {each} bits" for each in bits for part in ("1−cos", "top-10")))  # fmt: skip
-    table = _table(f"{found.model}, {found.texts} texts", *names, right=names)
+    table = new_table(f"{found.model}, {found.texts} texts", *names, right=names)
     for each in found.readings:
         costs = [damage for damage in found.damages if damage.layer == each.layer]
         table.add_row(
@@ -191,11 +191,11 @@ def map_notes(found: ModelMap) -> Iterator[str]:
 def found_table(found: Found) -> Table:
     """The types that were chosen, by type, and what was predicted beside what was measured."""
     names = ("type", "groups")
-    table = _table(
+    table = new_table(
         f"{found.bytes:,} bytes, {found.stored_bits:.3f} stored bits; 1−cos predicted {found.predicted:.6f}, "
         f"measured {found.measured:.6f} on the same texts, rounded to nearest", *names
     )  # fmt: skip
-    for native in sorted(set(found.types.values()), key=bits_of):
+    for native in sorted(set(found.types.values()), key=colour_bits):
         table.add_row(native, ", ".join(name for name, each in found.types.items() if each == native))
     return table
 
@@ -203,7 +203,7 @@ def found_table(found: Found) -> Table:
 def frontier_table(found: Frontier) -> Table:
     """Every point, smallest first."""
     names = ("chosen by", "name", "MB", "stored bits", "1−cos", "predicted")
-    table = _table(f"{found.model}: bytes against loss on unseen sentences", *names, right=names[2:])
+    table = new_table(f"{found.model}: bytes against loss on unseen sentences", *names, right=names[2:])
     for each in sorted(found.points, key=lambda each: each.bytes):
         expected = "" if each.predicted is None else f"{each.predicted:.5f}"
         table.add_row(each.kind, each.name, f"{each.bytes / 1e6:.2f}", f"{each.stored_bits:.2f}", f"{each.loss:.5f}", expected)
@@ -235,16 +235,16 @@ def _shown(text: str, most: int = LINE) -> str:
     return escape("".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in short))
 
 
-def _layer_map(title: str, tensors: Iterable[tuple[Tensor, str, int]]) -> Table:
+def _layer_map(title: str, tensors: Iterable[StoredTensor]) -> Table:
     """Rows are tables, layers and heads, columns roles, cells the types stored there; last what no format crushes."""
     cells: dict[tuple[int | None, str], list[str]] = {}
-    for tensor, native, _ in tensors:
-        place = None if tensor.role == KEPT_ROLE else tensor.layer
-        cells.setdefault((place, tensor.role), []).append(native)
+    for each in tensors:
+        layer = None if each.tensor.role == KEPT_ROLE else each.tensor.layer
+        cells.setdefault((layer, each.tensor.role), []).append(each.type)
     layers = sorted({layer for layer, _ in cells if layer is not None})
-    roles = [role for role in ROLES if any(layer is not None and role == each for layer, each in cells)]
+    roles = [role for role in ROLES if any(layer is not None and role == other for layer, other in cells)]
     outside = {role: _types(cells[None, role]) for role in (*ROLES, KEPT_ROLE) if (None, role) in cells}
-    table = _table(title, "layer", "outside the layers", *roles)
+    table = new_table(title, "layer", "outside the layers", *roles)
     if ROLES[0] in outside:
         table.add_row(ROLES[0], outside.pop(ROLES[0]))
     for layer in layers[:MOST_LAYERS]:
@@ -256,14 +256,14 @@ def _layer_map(title: str, tensors: Iterable[tuple[Tensor, str, int]]) -> Table:
     return table
 
 
-def _types_table(tensors: Sequence[tuple[Tensor, str, int]]) -> Table:
+def _types_table(tensors: Sequence[StoredTensor]) -> Table:
     """A row per native type, fewest bits first: what it holds, and what it takes."""
     names = ("type", "tensors", "parameters", "bytes", "of the bytes", "bits")
-    table = _table("", *names, right=names[1:])
-    whole = max(sum(size for _, _, size in tensors), 1)
-    for native in sorted({native for _, native, _ in tensors}, key=lambda each: (bits_of(each), each)):
-        held = [(tensor.parameters, size) for tensor, each, size in tensors if each == native]
-        parameters, size = sum(each for each, _ in held), sum(each for _, each in held)
+    table = new_table("", *names, right=names[1:])
+    whole = max(sum(each.bytes for each in tensors), 1)
+    for native in sorted({each.type for each in tensors}, key=lambda name: (colour_bits(name), name)):
+        held = [each for each in tensors if each.type == native]
+        parameters, size = sum(each.tensor.parameters for each in held), sum(each.bytes for each in held)
         table.add_row(
             _types([native]), f"{len(held):,}", f"{parameters:,}", f"{size:,}", f"{size / whole:.1%}",
             f"{8 * size / max(parameters, 1):.2f}",
@@ -272,22 +272,13 @@ def _types_table(tensors: Sequence[tuple[Tensor, str, int]]) -> Table:
 
 
 def _types(natives: Sequence[str]) -> str:
-    return " ".join(f"[{COLOURS[bits_of(native)]}]{native}[/]" for native in dict.fromkeys(natives))
+    return " ".join(f"[{COLOURS[colour_bits(native)]}]{native}[/]" for native in dict.fromkeys(natives))
 
 
-def bits_of(native: str) -> int:
+def colour_bits(native: str) -> int:
     """The nominal bits of a native type, as near as the colours have them."""
     bits = nominal_bits(native)
     return min(COLOURS, key=lambda each: abs(each - bits))
-
-
-def publication_table(done: Publication) -> Table:
-    """Every file of a release beside what the hub has."""
-    table = _table(done.target, "file", "bytes", "there", right=("bytes",))
-    colours = {"new": "green", "changed": "yellow", "removed": "red", "same": "dim"}
-    for change in done.changes:
-        table.add_row(change.path, f"{change.bytes:,}", f"[{colours[change.what]}]{change.what}[/]")
-    return table
 
 
 def vectors_table(rows: Sequence[Mapping[str, Any]], similarity: str) -> Table:
@@ -298,7 +289,7 @@ def vectors_table(rows: Sequence[Mapping[str, Any]], similarity: str) -> Table:
     sets = list(rows[0]["scores"])
     right = (*sets, "average", "less fp32's", "bytes", "published", "less fp32's there")
     title = f"NDCG@10, scored by {similarity}"
-    table = _table(title, "vectors", *sets, "average", "less fp32's", "95 % interval", "bytes", *right[-2:], right=right)
+    table = new_table(title, "vectors", *sets, "average", "less fp32's", "95 % interval", "bytes", *right[-2:], right=right)
     for row in rows:
         gone = row["published"] - rows[0]["published"]
         table.add_row(

@@ -20,7 +20,7 @@ from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.read import read_tensors
 from tierexport.formats.gguf.write import file_bytes
-from tierexport.formats.protocol import Job
+from tierexport.formats.job import Job
 from tierexport.model.encoder import open_model
 from tierexport.model.roles import KEPT_ROLE
 from tierexport.model.source import open_source
@@ -117,7 +117,7 @@ class Study:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "stock.gguf"
             quantize_stock(converted(self.source), native, self.imatrix, path)
-            types = {tensor.name: kind for tensor, kind, _ in read_tensors(path) if tensor.role != KEPT_ROLE}
+            types = {each.tensor.name: each.type for each in read_tensors(path) if each.tensor.role != KEPT_ROLE}
             return path.stat().st_size, types
 
     def plan(self, types: Mapping[str, str], name: str) -> Plan:

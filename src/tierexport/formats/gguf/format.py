@@ -1,18 +1,25 @@
 """llama.cpp's file format, as the rest of tierexport sees it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tierexport.artifact.manifest import RecipeEntry
 from tierexport.base.digests import file_digest
 from tierexport.base.errors import PlanError
+from tierexport.base.listing import ListedFile, Listing
+from tierexport.base.packaged import packaged_text
 from tierexport.base.progress import stage
 from tierexport.base.records import Floats, Imatrix, Source, Tensor
 from tierexport.formats.gguf import calibrate, types, write
 from tierexport.formats.gguf.carried import OTHER_FORMAT, refuse_more_tokens_than_rows, refuse_what_is_lost
 from tierexport.formats.gguf.convert import converted, has_dense, read_layout
+from tierexport.formats.gguf.header import read_gguf_header
+from tierexport.formats.gguf.inspect import inspect_gguf, split_parts
 from tierexport.formats.gguf.worker_client import Worker
-from tierexport.formats.protocol import Job, Progress
+from tierexport.formats.header import Room
+from tierexport.formats.inspection import Inspection
+from tierexport.formats.job import Job, Progress
 from tierexport.model.roles import KEPT_ROLE
 from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.quantize.layerwise import Rounded, Target
@@ -31,6 +38,8 @@ class Gguf:
 
     name = "gguf"
     title = "the GGUF"
+    suffix = ".gguf"
+    colour = "#2b7de0"
     writer: tuple[str, ...] = ("tierexport.formats.gguf.write",)
     reader: tuple[str, ...] = ("tierexport.formats.gguf.worker", "tierexport.formats.gguf.worker_client")
     converted_by_others = True
@@ -109,3 +118,24 @@ class Gguf:
         from tierexport.formats.gguf.load import load
 
         return load(path, device)
+
+    def together(self, listing: Listing, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """The parts of a split GGUF."""
+        del listing  # names say it
+        return split_parts(names)
+
+    def inspect(self, listing: Listing, names: Sequence[str], room: Room) -> Inspection:
+        return inspect_gguf(listing, names, room)
+
+    def metadata(self, file: ListedFile) -> Mapping[str, Any]:
+        """The file's keys without those of the tokenizer."""
+        with file.open() as opened:
+            found = read_gguf_header(opened, file.size, file.where).metadata
+        return {key: value for key, value in found.items() if not key.startswith("tokenizer.")}
+
+    def library(self, recipe: RecipeEntry) -> str:
+        del recipe  # llama.cpp opens every GGUF
+        return "llama.cpp"
+
+    def template(self, part: str) -> str | None:
+        return packaged_text("tierexport.formats.gguf", f"{part}.md")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tierexport.base.errors import ArtifactError
 from tierexport.base.libraries import import_sentence_transformers
+from tierexport.formats.gguf.header import read_gguf_header
 from tierexport.formats.gguf.llama import LlamaFile
-from tierexport.formats.headers import read_gguf
 from tierexport.metrics.similarity import SIMILARITIES
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def load(path: Path, device: str) -> "SentenceTransformer":
     where the file says how.
     """
     with path.open("rb") as file:  # llama.cpp aborts on some damaged files, and this process with it
-        read_gguf(file, path.stat().st_size, str(path))
+        read_gguf_header(file, path.stat().st_size, str(path))
     st = import_sentence_transformers()
     from sentence_transformers.sentence_transformer.modules import Normalize
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import gguf
 
+from tierexport.artifact.stored import StoredTensor
 from tierexport.base.errors import ArtifactError
 from tierexport.base.records import Tensor
 from tierexport.model.roles import role_and_layer
 
 
-def read_tensors(path: Path) -> tuple[tuple[Tensor, str, int], ...]:
-    """(tensor, native type, bytes) of every tensor in a GGUF file, anybody's.
+def read_tensors(path: Path) -> tuple[StoredTensor, ...]:
+    """Every tensor in a GGUF file, anybody's.
 
     Raises ArtifactError when the file is damaged.
     """
@@ -19,7 +20,7 @@ def read_tensors(path: Path) -> tuple[tuple[Tensor, str, int], ...]:
     for entry in reader.tensors:
         shape = tuple(int(size) for size in reversed(entry.shape))
         role, layer = role_and_layer(entry.name, shape)
-        found.append((Tensor(entry.name, role, layer, shape), entry.tensor_type.name, int(entry.n_bytes)))
+        found.append(StoredTensor(Tensor(entry.name, role, layer, shape), entry.tensor_type.name, int(entry.n_bytes)))
     return tuple(found)
 
 

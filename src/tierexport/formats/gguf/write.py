@@ -12,7 +12,7 @@ from tierexport.base.errors import PlanError
 from tierexport.base.records import Floats, Imatrix, Source
 from tierexport.formats.gguf import ggml
 from tierexport.formats.gguf.convert import converted
-from tierexport.formats.protocol import Job, Progress
+from tierexport.formats.job import Job, Progress
 from tierexport.model.batches import prompt_for
 from tierexport.model.roles import KEPT_ROLE, gguf_name
 from tierexport.quantize.gptq import Codes

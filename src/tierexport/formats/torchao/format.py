@@ -5,15 +5,22 @@ loads and runs everywhere. `packed`: two 4-bit values per byte (`Int4Tensor`), w
 transformers runs on CUDA with mslk, and `tierexport.load` anywhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tierexport.artifact.folder import CODEC
+from tierexport.artifact.manifest import RecipeEntry
+from tierexport.base.listing import ListedFile, Listing
+from tierexport.base.packaged import packaged_text
 from tierexport.base.records import NO_IMATRIX, Floats, Imatrix, Source, Tensor
-from tierexport.formats.protocol import Job, Progress
+from tierexport.formats.header import Room
+from tierexport.formats.inspection import Inspection
+from tierexport.formats.job import Job, Progress
 from tierexport.formats.torchao import tree, types, write
+from tierexport.formats.torchao.header import read_safetensors_header
+from tierexport.formats.torchao.inspect import inspect_safetensors, same_model
 from tierexport.formats.torchao.reader import Opened
 from tierexport.quantize.layerwise import Rounded, Target
 from tierexport.recipe.plan import Plan
@@ -29,6 +36,8 @@ class Torchao:
 
     name = "torchao"
     title = "the torchao folder"
+    suffix = ".safetensors"
+    colour = "#e0662b"
     writer: tuple[str, ...] = ("tierexport.formats.torchao.write",)
     reader: tuple[str, ...] = ("tierexport.formats.torchao.reader",)
     converted_by_others = False
@@ -99,3 +108,21 @@ class Torchao:
         from tierexport.formats.torchao.load import load
 
         return load(path, device)
+
+    def together(self, listing: Listing, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """The shards of a model, and the modules after its transformer."""
+        return same_model(listing, names)
+
+    def inspect(self, listing: Listing, names: Sequence[str], room: Room) -> Inspection:
+        return inspect_safetensors(listing, names, room)
+
+    def metadata(self, file: ListedFile) -> Mapping[str, Any]:
+        with file.open() as opened:
+            return read_safetensors_header(opened, file.size, file.where).metadata
+
+    def library(self, recipe: RecipeEntry) -> str | None:
+        """sentence-transformers, which runs packed weights nowhere but on CUDA."""
+        return "sentence-transformers" if recipe.torchao["layout"] == "portable" else None
+
+    def template(self, part: str) -> str | None:
+        return packaged_text("tierexport.formats.torchao", f"{part}.md")

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from tierexport.base.errors import MachineError
 from tierexport.base.files import write_json, write_whole
 from tierexport.base.records import Floats
-from tierexport.formats.protocol import Job, Progress
+from tierexport.formats.job import Job, Progress
 from tierexport.formats.torchao.convert import config_of, declare, pattern, quantize, to_half
 from tierexport.formats.torchao.int4 import plain
 from tierexport.formats.torchao.pack import store
