@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tierexport.base.errors import InputError
+from tierexport.base.libraries import need
 from tierexport.report.comparison import Compared, Interval
 from tierexport.search.found import Frontier
 from tierexport.search.layer_map import ModelMap
@@ -19,10 +20,11 @@ COLOURS = {"gguf": "#2b7de0", "torchao": "#e0662b", "searched": "#2b7de0", "ship
 
 
 def kind_of(picture: Path) -> str:
-    """The format that a picture's name asks for. Raises InputError for one that can't be drawn."""
+    """The format that a picture's name asks for. InputError for one that can't be drawn, MachineError without matplotlib."""
     kind = picture.suffix.lstrip(".").lower()
     if kind not in KINDS:
         raise InputError(f"can't draw {picture.name}: a picture is one of {', '.join(KINDS)}")
+    need("matplotlib", "pictures", "drawing a picture")
     return kind
 
 
