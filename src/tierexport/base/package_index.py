@@ -83,7 +83,7 @@ def link_of(index: str, package: str, sha256: str, certificates: str | None = No
         text, kind, at = answer.read().decode("utf-8"), answer.headers.get_content_type(), answer.url
     links = _of_json(text, sha256) if kind.endswith("json") else _of_html(text, sha256)
     found = next(links, None)
-    return _with_login(urllib.parse.urljoin(at, found), index) if found else None
+    return with_login(urllib.parse.urljoin(at, found), index) if found else None
 
 
 def _of_json(text: str, sha256: str) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _opened(address: str, accepted: str, certificates: str | None) -> Any:
     return urllib.request.urlopen(request, timeout=SECONDS, context=trusted)  # noqa: S310
 
 
-def _with_login(link: str, index: str) -> str:
+def with_login(link: str, index: str) -> str:
     """A file's address, with the login of the index where both are on one host."""
     ours, theirs = urllib.parse.urlsplit(index), urllib.parse.urlsplit(link)
     same = (ours.scheme, ours.hostname, ours.port) == (theirs.scheme, theirs.hostname, theirs.port)
