@@ -164,8 +164,13 @@ def packed(shared: Path) -> Built:
 
 @pytest.fixture(scope="session")
 def tiny_model(shared: Path, minilm: Source) -> Path:
-    """A random BERT of 2 layers, 64 wide, with MiniLM's tokenizer: a real model folder, made in a second."""
-    return made_once(shared / "tiny", lambda folder: random_bert(folder / "tiny-bert", minilm.path)) / "tiny-bert"
+    """A random BERT of 2 layers, 64 wide, with MiniLM's tokenizer: a real model folder, made in a second.
+
+    Its weights are drawn ten times as wide as transformers draws them. Otherwise the token embedding, which every layer
+    adds to, would be nearly all of a vector, and no test would notice what becomes of the layers.
+    """
+    folder = made_once(shared / "tiny", lambda folder: random_bert(folder / "tiny-bert", minilm.path, initializer_range=0.2))
+    return folder / "tiny-bert"
 
 
 def random_bert(folder: Path, like: Path, **settings: float) -> None:
