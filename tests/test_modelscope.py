@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from forked import command
 from loopback_hub import answering
 from loopback_modelscope import BRANCH, ModelScopeHub, serving_modelscope
 from loopback_repository import User
@@ -22,8 +22,6 @@ from tierexport.base.files import write_json
 
 TOKEN = "ms-" + "a" * 20 + "SECRET"
 NAME = "alice/tiny"
-WITHOUT_WAITS = "import sys, time; time.sleep = lambda _: None; from tierexport.cli import main; main()"
-
 MODEL: dict[str, Any] = {
     "spec": "org/tiny", "name": "tiny", "base_model": "org/tiny", "revision": None, "digest": "0", "pooling": "mean",
     "max_tokens": 128, "prompts": {}, "languages": ["en"], "modules": ["Transformer", "Pooling"],
@@ -86,11 +84,8 @@ def publish(
     hub: ModelScopeHub, folder: Path, *options: str, token: str = TOKEN, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, whose client does not wait between tries; it shows no secret and no noise."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_WAITS, "publish", str(folder), "--to", f"modelscope:{NAME}", *options],
-        env={**os.environ, **hub.environment(), "MODELSCOPE_API_TOKEN": token, **environment},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    settings = {**os.environ, **hub.environment(), "MODELSCOPE_API_TOKEN": token, **environment}
+    done = command("publish", str(folder), "--to", f"modelscope:{NAME}", *options, environment=settings)
     assert not token or token not in done.stdout + done.stderr
     assert hub.signature not in done.stderr
     if done.returncode:
