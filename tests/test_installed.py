@@ -77,6 +77,14 @@ def test_the_wheel_holds_the_package_and_all_that_is_shipped(wheel: Path) -> Non
     assert {"all", "faiss", "lora", "modelscope", "parquet", "pictures"} <= extras
 
 
+def test_an_editable_install_leaves_no_copies(wheel: Path, tmp_path: Path) -> None:  # skips as it does
+    code = "import sys, hatchling.build; hatchling.build.build_editable(sys.argv[1])"
+    command(sys.executable, "-c", code, tmp_path, cwd=ROOT, PYTHONPATH=os.pathsep.join(sys.path))
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
+        (link,) = (name for name in archive.namelist() if ".dist-info/" not in name)
+        assert archive.read(link).decode().strip() == str(ROOT / "src")
+
+
 def test_a_target_folder_plans_from_anywhere(wheel: Path, tiny_model: Path, tmp_path: Path) -> None:
     command(
         sys.executable,
