@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 TIEREXPORT_TOOLS ?= $(HOME)/.cache/tierexport/tools
 export TIEREXPORT_TOOLS
+# Processes that run the tests, each on its share of the cores.
+WORKERS ?= 2
 
 .PHONY: demo test check bench docs tools clean
 
@@ -10,7 +12,7 @@ demo: .venv/installed  ## install, then build the default recipe on the default 
 	$(BIN)/tierexport build recipes/three_tier.toml
 
 test: .venv/installed tools  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: .venv/installed  ## formatting, lint, types
 	$(BIN)/ruff format --check .

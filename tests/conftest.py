@@ -1,5 +1,6 @@
 """Fixtures: the real MiniLM, a tiny model with its tokenizer, built artifacts, llama.cpp's programs."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from filelock import FileLock
 
 from tierexport import cli
+from tierexport.base.archive import archive_file
+from tierexport.base.errors import MachineError
 from tierexport.base.records import Encoded, Source
 from tierexport.formats.gguf.worker_client import Worker
 from tierexport.model.encoder import encode
@@ -26,11 +30,46 @@ RECIPES = ROOT / "recipes"
 MINILM = "all-MiniLM-L6-v2"
 
 
+def pytest_configure() -> None:
+    """Give each worker of a parallel run cores of its own: torch, ggml and llama.cpp take as many threads as it has cores.
+
+    Two workers that each used all cores would wait for each other at every small product. Subprocesses inherit the cores.
+    """
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[int(worker.removeprefix("gw")) % len(cores) :: count]
+    os.sched_setaffinity(0, own)
+    os.environ["OMP_NUM_THREADS"] = str(len(own))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `make` in the worker that asks first; the others wait for it."""
+    done = folder.with_name(f"{folder.name}.done")
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the session's own: nothing is taken from a user's, nothing left in it."""
+def _cache(shared: Path) -> Iterator[None]:
+    """A cache of the run's own: nothing is taken from a user's but the pinned archive, by its digest; nothing is left in it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIEREXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with contextlib.suppress(MachineError):  # the tests that take it say what is missing
+            patch.setenv("TIEREXPORT_ARCHIVE", str(archive_file()))
+        patch.setenv("TIEREXPORT_CACHE", str(shared / "cache"))
         patch.setattr(speed, "SECONDS", 5.0)  # tests share the machine: most measurements would take a minute and give nothing
         yield
 
@@ -96,38 +135,57 @@ def build(recipe: Path | str, out: Path, *more: str) -> Built:
     return Built(out, manifest, {each["format"]: each for each in printed["results"] if each["device"] == "cpu"})
 
 
-@pytest.fixture(scope="session")
-def three_tier(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build(RECIPES / "three_tier.toml", tmp_path_factory.mktemp("three_tier") / "out")
+def built_once(shared: Path, name: str, recipe: str, *more: str) -> Built:
+    """An artifact that tests of several files look at and none changes, built by the worker that asks first."""
+
+    def make(folder: Path) -> None:
+        built = build(RECIPES / recipe, folder / "out", *more)
+        (folder / "results.json").write_text(json.dumps(built.results))
+
+    folder = made_once(shared / name, make)
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    return Built(folder / "out", manifest, json.loads((folder / "results.json").read_text()))
 
 
 @pytest.fixture(scope="session")
-def f16(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build(RECIPES / "f16.toml", tmp_path_factory.mktemp("f16") / "out")
+def three_tier(shared: Path) -> Built:
+    return built_once(shared, "three_tier", "three_tier.toml")
 
 
 @pytest.fixture(scope="session")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    out = tmp_path_factory.mktemp("packed") / "out"
-    return build(RECIPES / "four_bit.toml", out, "--set", "torchao.layout=packed", "--set", 'formats=["torchao"]')
+def f16(shared: Path) -> Built:
+    return built_once(shared, "f16", "f16.toml")
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, minilm: Source) -> Path:
-    """A random BERT of 2 layers, 64 wide, with MiniLM's tokenizer: a real model folder, made in a second."""
+def packed(shared: Path) -> Built:
+    return built_once(shared, "packed", "four_bit.toml", "--set", "torchao.layout=packed", "--set", 'formats=["torchao"]')
+
+
+@pytest.fixture(scope="session")
+def tiny_model(shared: Path, minilm: Source) -> Path:
+    """A random BERT of 2 layers, 64 wide, with MiniLM's tokenizer: a real model folder, made in a second.
+
+    Its weights are drawn ten times as wide as transformers draws them. Otherwise the token embedding, which every layer
+    adds to, would be nearly all of a vector, and no test would notice what becomes of the layers.
+    """
+    folder = made_once(shared / "tiny", lambda folder: random_bert(folder / "tiny-bert", minilm.path, initializer_range=0.2))
+    return folder / "tiny-bert"
+
+
+def random_bert(folder: Path, like: Path, **settings: float) -> None:
+    """A model folder with random weights and the tokenizer and pooling of another."""
     from tierexport.base.libraries import import_sentence_transformers
 
     st = import_sentence_transformers()
     import torch
     from transformers import BertConfig, BertModel
 
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-bert"
-    shutil.copytree(minilm.path, folder, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
+    shutil.copytree(like, folder, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
-    BertModel(BertConfig(vocab_size=30522, **sizes)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=30522, **sizes, **settings)).save_pretrained(folder)
     assert len(st.SentenceTransformer(str(folder), device="cpu").encode("a sentence")) == 64
-    return folder
 
 
 @pytest.fixture

@@ -13,12 +13,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
-from conftest import RECIPES, ROOT, Built, build, run
+from conftest import RECIPES, ROOT, Built, build, encoded, run
 from tierexport.artifact.folder import ENTRANCE
 from tierexport.base.digests import folder_digests
 from tierexport.base.outputs import building
+from tierexport.metrics.similarity import cosines
+from tierexport.model.encoder import open_model
+from tierexport.model.source import open_source
 
 REPORTS = ("verify.json", "README.md", "report.html")
 
@@ -311,3 +316,18 @@ def test_doctor_and_inspect_answer(three_tier: Built) -> None:
     assert "bert.pooling_type = 1" in shown.stdout
     assert run("inspect", ROOT / "README.md").exit_code == 2
     assert run("inspect", ROOT / "no-such-file").exit_code == 2
+
+
+def test_the_tiny_models_vectors_depend_on_its_layers(tiny_model: Path, tmp_path: Path) -> None:
+    """What a test asks of an artifact's vectors says something of its matrices: with all of them zero, little is left."""
+    zeroed = tmp_path / "zeroed"
+    shutil.copytree(tiny_model, zeroed)
+    weights = load_file(zeroed / "model.safetensors")
+    layers = {name for name, each in weights.items() if ".layer." in name and each.dim() == 2}
+    assert len(layers) == 12
+    save_file(
+        {name: each * (name not in layers) for name, each in weights.items()}, zeroed / "model.safetensors", {"format": "pt"}
+    )
+    texts = ["Berlin is the capital of Germany.", "what a loaf of bread costs", "The committee approved the budget."]
+    whole, without = (encoded(open_model(open_source(str(path))), texts, tmp_path).vectors for path in (tiny_model, zeroed))
+    assert cosines(np.asarray(whole), np.asarray(without)).max() < 0.5

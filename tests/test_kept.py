@@ -3,7 +3,7 @@
 import itertools
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import Built, build
+from tierexport.base import codebase
 from tierexport.base.codebase import PACKAGE, code_of, digest_of
 from tierexport.base.records import Source
 from tierexport.formats.gguf.format import Gguf
@@ -98,8 +99,6 @@ def test_a_key_covers_no_code_that_the_result_can_not_depend_on(code: tuple[str,
 
 def test_code_is_followed_wherever_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In functions too, by either form of import, and through packages."""
-    import tierexport.base.codebase as codebase
-
     package = tmp_path / "tierexport"
     for name, text in {
         "__init__.py": "",
@@ -168,3 +167,55 @@ def test_the_libraries_that_tokens_come_from_are_part_of_the_key(tiny_model: Pat
     before = key_of(question, ENCODER)
     monkeypatch.setattr(reference, "_libraries", lambda: {"tokenizers": "0.0.1"})
     assert key_of(question, ENCODER) != before
+
+
+CHANGES: tuple[tuple[str, set[str]], ...] = (
+    ("report/card.md", set()),
+    ("report/card.py", set()),
+    ("verify/retrieval.py", set()),
+    ("formats/gguf/llama.py", {"gguf"}),
+    ("formats/torchao/load.py", {"torchao"}),
+    ("model/encoder.py", {"fp32", "torchao"}),
+    ("base/records.py", {"fp32", "gguf", "torchao"}),
+)
+"""Files of tierexport, and whose vectors are made anew once they change."""
+
+
+def test_vectors_are_made_anew_once_the_code_that_reads_them_changes(
+    built: Built, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by no other change: a card's wording, or what judges vectors, costs no encoding."""
+    package = Path(shutil.copytree(PACKAGE, tmp_path / "tierexport", ignore=shutil.ignore_patterns("__pycache__", "shipped")))
+    monkeypatch.setattr(codebase, "PACKAGE", package)
+    monkeypatch.setenv("TIEREXPORT_CACHE", str(tmp_path / "cache"))
+    (path,) = (built.folder / "gguf").iterdir()
+    artifacts = (Judged("gguf", path), Judged("torchao", built.folder / "torchao"))
+    try:
+        assert made_anew(tiny_model, artifacts, monkeypatch) == {"fp32", "gguf", "torchao"}
+        assert made_anew(tiny_model, artifacts, monkeypatch) == set()
+        for name, expected in CHANGES:
+            (package / name).write_text((package / name).read_text() + "\n# changed\n")
+            assert made_anew(tiny_model, artifacts, monkeypatch) == expected, name
+            assert made_anew(tiny_model, artifacts, monkeypatch) == set(), name
+    finally:
+        code_of.cache_clear()
+        digest_of.cache_clear()
+
+
+def made_anew(model: Path, artifacts: Sequence[Judged], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Whose vectors of the texts are not taken from the cache, in what counts as a new process."""
+    code_of.cache_clear()
+    digest_of.cache_clear()
+    made: set[str] = set()
+    fp32 = Reference(open_source(str(model)))
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "encode", lambda *given: (made.add("fp32"), encode(*given))[1])
+        fp32.encode("texts", "passage", TEXTS)
+    for artifact in artifacts:
+        opened = OpenArtifact(artifact, "cpu", fp32)
+        with monkeypatch.context() as patch:
+            make = opened.made
+            patch.setattr(opened, "made", lambda *given: (made.add(artifact.format), make(*given))[1])  # noqa: B023  # called at once
+            opened.encode("texts", "passage", TEXTS)
+        opened.close()
+    return made

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from forked import command
 from loopback_hub import answering
 from loopback_modelscope import BRANCH, ModelScopeHub, serving_modelscope
 from loopback_repository import User
@@ -23,8 +23,6 @@ from tierexport.base.files import write_json
 
 TOKEN = "ms-" + "a" * 20 + "SECRET"
 NAME = "alice/tiny"
-WITHOUT_WAITS = "import sys, time; time.sleep = lambda _: None; from tierexport.cli import main; main()"
-
 FILES = {
     "config_sentence_transformers.json": b"{}",
     "gguf/tiny.gguf": b"GGUF\3\0\0\0" + bytes(range(256)) * 400,
@@ -77,11 +75,8 @@ def publish(
     hub: ModelScopeHub, folder: Path, *options: str, token: str = TOKEN, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, whose client does not wait between tries; it shows no secret and no noise."""
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_WAITS, "publish", str(folder), "--to", f"modelscope:{NAME}", *options],
-        env={**os.environ, **hub.environment(), "MODELSCOPE_API_TOKEN": token, **environment},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    settings = {**os.environ, **hub.environment(), "MODELSCOPE_API_TOKEN": token, **environment}
+    done = command("publish", str(folder), "--to", f"modelscope:{NAME}", *options, environment=settings)
     assert not token or token not in done.stdout + done.stderr
     assert hub.signature not in done.stderr
     if done.returncode:

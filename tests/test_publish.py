@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from conftest import RECIPES, Built, build, run
+from forked import command
 from loopback_card import card_errors
 from loopback_repository import User
 from loopback_writable import Fault, Kind, WritableHub, serving_writable
@@ -20,7 +20,6 @@ from tierexport.datasets.textfiles import BUILTIN
 
 TOKEN = "hf_" + "a" * 20 + "SECRET"
 NAME = "alice/tiny"
-WITHOUT_WAITS = "import sys, time; time.sleep = lambda _: None; from tierexport.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +42,7 @@ def hub(tmp_path: Path) -> Iterator[WritableHub]:
 def publish(hub: WritableHub, folder: Path, *options: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, whose client does not wait between tries; it never shows the token."""
     arguments = ["publish", str(folder), "--to", f"hf:{NAME}", "--despite", "local-paths", *options]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_WAITS, *arguments],
-        env={**os.environ, **hub.environment(), "HF_TOKEN": token},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = command(*arguments, environment={**os.environ, **hub.environment(), "HF_TOKEN": token})
     assert not token or token not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert "Signature" not in done.stderr

