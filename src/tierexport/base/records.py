@@ -108,7 +108,7 @@ class Tier:
     fallback: Mapping[str, str] = field(default_factory=dict)
 
 
-KEPT = Tier("kept", 32)
+UNQUANTIZED = Tier("kept", 32)
 """Norms, biases, position and type tables: too few to matter in bytes, so fp32 in every format."""
 
 

@@ -21,7 +21,7 @@ from tierexport.base.hub import is_hub_id
 from tierexport.base.records import Tensor
 from tierexport.formats.artifacts import artifacts_at
 from tierexport.formats.headers import Header, Omitted, Room, StoredTensor, read_gguf, read_safetensors
-from tierexport.model.roles import KEPT_ROLE, gguf_name, role_and_layer
+from tierexport.model.roles import UNQUANTIZED_ROLE, gguf_name, role_and_layer
 
 MOST_LISTED, MOST_FILES = 10_000, 64
 """Entries of a folder or repository that are looked through, and files with weights that are shown."""
@@ -318,7 +318,7 @@ def _gguf_warnings(metadata: Mapping[str, Any], tensors: Sequence[Stored]) -> It
             f"{len(fallen)} tensors have a 5-bit type beside K-quants: llama-quantize falls back to it, without a "
             f"word, where 256 does not divide the columns ({fallen[0].name}: {fallen[0].shape[-1]})"
         )
-    crushed = [native for tensor, native, _ in tensors if tensor.role != KEPT_ROLE and nominal_bits(native) <= 4]
+    crushed = [native for tensor, native, _ in tensors if tensor.role != UNQUANTIZED_ROLE and nominal_bits(native) <= 4]
     if set(crushed) - set(TRAINED_TYPES) and not any(key.startswith("quantize.imatrix.") for key in metadata):
         yield f"{len(crushed)} tensors at 4 bits or below, and no quantize.imatrix.*: made without an imatrix, they lose more"
     yield from _table_warnings(tensors)

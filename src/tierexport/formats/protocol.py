@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tierexport.base.records import NO_IMATRIX, Encoded, Floats, FormatPlan, Imatrix, Recipe, Source
-from tierexport.quantize.layerwise import Rounded, Target
+from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.plan import Plan, PlannedFormat
 
 if TYPE_CHECKING:

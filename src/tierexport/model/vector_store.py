@@ -10,7 +10,6 @@ import numpy.typing as npt
 from tierexport.base.records import Encoded, Floats
 from tierexport.metrics.topk import blocks
 
-
 BLOCK_ROWS = 4096
 """Vectors that are checked together."""
 

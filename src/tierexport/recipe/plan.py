@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tierexport.base.errors import RecipeError
-from tierexport.base.records import KEPT, FormatPlan, PlannedTensor, Recipe, Rule, Source, Tensor, TextSet, Tier
+from tierexport.base.records import UNQUANTIZED, FormatPlan, PlannedTensor, Recipe, Rule, Source, Tensor, TextSet, Tier
 from tierexport.datasets.calibration import text_set
-from tierexport.model.roles import KEPT_ROLE, expand
+from tierexport.model.roles import UNQUANTIZED_ROLE, expand
 from tierexport.recipe.schema import layer_range
 
 
@@ -121,8 +121,8 @@ def _row(fmt: PlannedFormat, tensor: Tensor, claims: Sequence[_Claim], recipe: R
 
 
 def _tier(tensor: Tensor, claims: Sequence[_Claim], recipe: Recipe) -> Tier:
-    if tensor.role == KEPT_ROLE:
-        return KEPT
+    if tensor.role == UNQUANTIZED_ROLE:
+        return UNQUANTIZED
     found = [claim for claim in claims if claim.takes(tensor)]
     if len(found) == 1:
         return recipe.tiers[found[0].rule.tier]

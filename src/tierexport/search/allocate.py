@@ -1,4 +1,4 @@
-"""Spends a budget of bytes: one type per group, the least damage in all, solved exactly."""
+"""Spends a budget of bytes: one type per group, the least sensitivity in all, solved exactly."""
 
 from collections.abc import Mapping
 
@@ -9,13 +9,13 @@ from tierexport.base.errors import InputError
 from tierexport.search.sensitivity import Option, Options
 
 SCALE = 1e6
-"""Damages are about 1e-5; the solver's tolerances are meant for numbers about 1."""
+"""Sensitivities are about 1e-5; the solver's tolerances are meant for numbers about 1."""
 
 
 def allocate(options: Options, budget: int, fixed: int = 0) -> dict[str, Option]:
-    """The option of each group that together cost the least damage within `budget` bytes, of which `fixed` are spent.
+    """The option of each group whose sensitivities have the least sum, within `budget` bytes, of which `fixed` are spent.
 
-    Damages of groups are taken to add up. That holds where they are small: a rounding error moves the
+    Sensitivities of groups are taken to add up. That holds where they are small: a rounding error moves the
     vector in a direction of its own, 1 − cosine is half the square of the way, and squares of
     independent moves add. Raises InputError, with the smallest possible size, when nothing fits.
     """
@@ -27,7 +27,7 @@ def allocate(options: Options, budget: int, fixed: int = 0) -> dict[str, Option]
     one_each[[row for row, _ in flat], range(len(flat))] = 1
     sizes = np.array([[option.bytes for _, option in flat]], float)
     solved = optimize.milp(
-        [option.damage * SCALE for _, option in flat],
+        [option.sensitivity * SCALE for _, option in flat],
         constraints=[optimize.LinearConstraint(one_each, 1, 1), optimize.LinearConstraint(sizes, 0, budget - fixed)],
         integrality=np.ones(len(flat)),
         bounds=optimize.Bounds(0, 1),
@@ -40,5 +40,5 @@ def allocate(options: Options, budget: int, fixed: int = 0) -> dict[str, Option]
 
 
 def predicted(choice: Mapping[str, Option]) -> float:
-    """The damage that an allocation is expected to cause: the sum of its groups'."""
-    return sum(option.damage for option in choice.values())
+    """The mean 1 − cosine that an allocation is expected to cause: the sum of its groups' sensitivities."""
+    return sum(option.sensitivity for option in choice.values())

@@ -1,4 +1,4 @@
-"""Finds the recipe of the least loss under a budget, or the smallest without one that retrieval can tell."""
+"""Finds the recipe of the least loss under a budget, or the smallest whose retrieval can't be told from fp32's."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ TOLERANCE = 0.01
 
 
 def search(model: str, bits: float | None, size: int | None, out: Path | None) -> Found:
-    """The recipe of least damage whose GGUF takes at most `size` bytes, or `bits` per parameter.
+    """The recipe of least predicted loss whose GGUF takes at most `size` bytes, or `bits` per parameter.
 
     It is written to `out`, or to MODEL-BUDGET.toml. Raises InputError for a
     budget that nothing fits, with the smallest that something does.
@@ -38,7 +38,7 @@ def search_lossless(model: str, data: str, out: Path | None) -> Found:
     study = Study(model)
     out = out or Path(f"{study.source.name}-lossless.toml")
     _check_replaceable(out)
-    judge = RetrievalJudge(study.bench, study.source, read_retrieval_set(data, Path()))
+    judge = RetrievalJudge(study.trial, study.source, read_retrieval_set(data, Path()))
     low, high = study.smallest, study.largest
     with stage("Halving the budget") as running:
         while high - low > high * TOLERANCE:

@@ -10,10 +10,10 @@ from tierexport.datasets.calibration import screen
 from tierexport.model.encoder import open_model
 from tierexport.recipe.plan import Plan
 from tierexport.search.allocate import predicted
-from tierexport.search.bench import Bench
 from tierexport.search.found import Frontier, Point
 from tierexport.search.stock import STOCK
 from tierexport.search.study import Study
+from tierexport.search.trial import TrialModel
 
 CURVE_POINTS = 12
 """Sizes searched along the curve, beside those of the points with names."""
@@ -27,7 +27,7 @@ def frontier(model: str) -> Frontier:
     layer. Raises InputError or MachineError.
     """
     study = Study(model)
-    judge = Bench(open_model(study.source), [Text(text, "passage") for text in screen()], study.tensors, study.imatrix)
+    judge = TrialModel(open_model(study.source), [Text(text, "passage") for text in screen()], study.tensors, study.imatrix)
 
     def point(kind: str, name: str, size: int, loss: npt.NDArray[np.float64], expected: float | None = None) -> Point:
         return Point(kind, name, size, 8 * size / study.parameters, float(loss.mean()), expected)
@@ -37,7 +37,7 @@ def frontier(model: str) -> Frontier:
         return point(kind, name, size, judge.loss(judge.encode(rounded)), expected)
 
     stock = {native: study.stock(native) for native in STOCK}
-    named = [point("llama.cpp", native, size, judge.damage(types)) for native, (size, types) in stock.items()]
+    named = [point("llama.cpp", native, size, judge.sensitivity(types)) for native, (size, types) in stock.items()]
     named += [built("shipped", path.stem, study.shipped(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
     largest = max(each.bytes for each in named)
     budgets = [("", int(size)) for size in np.geomspace(study.smallest, largest, CURVE_POINTS)]

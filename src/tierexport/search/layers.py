@@ -11,13 +11,16 @@ import numpy.typing as npt
 
 from tierexport.base.records import Floats, Text
 from tierexport.metrics.similarity import normalized
-from tierexport.model.batches import length_sorted, prompt_for
+from tierexport.model.batches import batches, prompted, tokenized
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 LARGEST = 4
 """How many dimensions count as the few largest."""
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What transformers' encoders take of a batch's features."""
 
 MOST_WORDS = 2000
 """Tokens whose neighbours are looked for, so that the similarities stay small."""
@@ -46,7 +49,7 @@ class LayerReading:
 
 def read_layers(model: "SentenceTransformer", texts: Sequence[Text]) -> tuple[LayerReading, ...]:
     """Read every layer over the texts, each with its prompt."""
-    tokens = _Tokens(model, [prompt_for(model.prompts, text.kind) + text.text for text in texts])
+    tokens = _Tokens(model, prompted(model.prompts, texts))
     states = tokens.states()
     return tuple(_read(layer, before, after, tokens) for layer, (before, after) in enumerate(itertools.pairwise(states)))
 
@@ -61,13 +64,12 @@ class _Tokens:
 
     def __init__(self, model: "SentenceTransformer", texts: Sequence[str]) -> None:
         self._model = model
-        found = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length, return_offsets_mapping=True)
-        self.batches = [
-            (rows, model.preprocess([texts[row] for row in rows])) for rows in length_sorted(list(map(len, found["input_ids"])))
-        ]
+        found = tokenized(model, texts, offsets=True)
+        self.batches = list(batches(model, texts, [len(ids) for ids in found["input_ids"]]))
         words = [_words(text, found.word_ids(row), found["offset_mapping"][row]) for row, text in enumerate(texts)]
-        self.texts = np.array([row for rows, _ in self.batches for row in rows for _ in words[row]])
-        self.words = np.array([word for rows, _ in self.batches for row in rows for word in words[row]])
+        order = [row for batch in self.batches for row in batch.rows]
+        self.texts = np.array([row for row in order for _ in words[row]])
+        self.words = np.array([word for row in order for word in words[row]])
 
     def states(self) -> list[Floats]:
         """Float32 (tokens, width) before the first layer and after each."""
@@ -75,13 +77,10 @@ class _Tokens:
 
         parts: list[list[Floats]] = []
         with torch.inference_mode():
-            for _, features in self.batches:
-                inputs = {
-                    name: features[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in features
-                }
+            for batch in self.batches:
+                inputs = {name: batch.features[name] for name in INPUTS if name in batch.features}
                 hidden = self._model.transformers_model(**inputs, output_hidden_states=True).hidden_states
-                mask = features["attention_mask"].bool()
-                parts.append([each[mask].float().numpy() for each in hidden])
+                parts.append([each[batch.mask].float().numpy() for each in hidden])
         return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
     def shared(self) -> npt.NDArray[np.int64]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tierexport.base.records import Floats
 from tierexport.metrics.similarity import normalized
-from tierexport.model.batches import length_sorted
+from tierexport.model.batches import batches, original_order
 from tierexport.training.training import Pairs, Rows, Schedule
 from tierexport.vectors.scaling import widening
 
@@ -87,16 +87,10 @@ class Network:
         import torch
 
         chosen = [self._texts[kind][row] for row in rows]
-        batches = list(length_sorted([len(text) for text in chosen], CHARACTERS))
-        found = torch.cat([self._embed([chosen[index] for index in batch], self._prompts[kind]) for batch in batches])
-        place = np.argsort(np.concatenate(batches))
-        return found[torch.from_numpy(place).to(found.device)]
-
-    def _embed(self, texts: Sequence[str], prompt: str) -> "torch.Tensor":
-        features = self.model.preprocess(list(texts), prompt=prompt or None)
-        features = {key: value.to(self.model.device) if hasattr(value, "to") else value for key, value in features.items()}
-        vectors: torch.Tensor = self.model(features)["sentence_embedding"]
-        return vectors
+        given = list(batches(self.model, chosen, [len(text) for text in chosen], self._prompts[kind], CHARACTERS))
+        found = torch.cat([self.model(dict(batch.features))["sentence_embedding"] for batch in given])
+        order = original_order(batch.rows for batch in given)
+        return found[torch.from_numpy(order).to(found.device)]
 
     def merged(self) -> "SentenceTransformer":
         """The model as it is saved: an adapter becomes part of the matrices beside it."""

@@ -10,7 +10,6 @@ from tierexport.base.stages import stage_key
 from tierexport.formats.gguf.imatrix import check_fits, read_imatrix, write_imatrix
 from tierexport.model.encoder import open_model
 from tierexport.model.stages import source_stages
-from tierexport.quantize.importance import measure_importance
 from tierexport.recipe.plan import Plan
 
 BLIND_TO_IMPORTANCE = ("F32", "F16", "Q8_0")
@@ -31,6 +30,8 @@ def importance(planned: FormatPlan, made: Plan) -> Imatrix:
 
 
 def _measured_imatrix(made: Plan, planned: FormatPlan) -> Path:
+    from tierexport.quantize.importance import measure_importance
+
     texts, dataset = made.texts.texts, made.texts.digest
 
     def measure(folder: Path) -> None:

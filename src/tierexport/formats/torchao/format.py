@@ -15,7 +15,7 @@ from tierexport.base.records import NO_IMATRIX, Floats, FormatPlan, Imatrix, Rec
 from tierexport.formats.protocol import Job, Progress
 from tierexport.formats.torchao import tree, types, write
 from tierexport.formats.torchao.reader import Opened
-from tierexport.quantize.layerwise import Rounded, Target
+from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.plan import Plan
 
 if TYPE_CHECKING:

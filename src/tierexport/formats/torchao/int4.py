@@ -1,15 +1,14 @@
 """Torchao's 4-bit tensors from codes and back to values, in both layouts."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tierexport.quantize.gptq import Codes
+import torch
+
+from tierexport.quantize.codes import Codes
 from tierexport.quantize.grids import divided
 
-if TYPE_CHECKING:
-    import torch
 
-
-def pack_int4(weight: "torch.Tensor", group_size: int) -> Any:
+def pack_int4(weight: torch.Tensor, group_size: int) -> Any:
     """Round a matrix to nearest, two 4-bit codes per byte, as torchao's plain `Int4Tensor`.
 
     `weight` is (rows, columns). Codes are -8 to 7, the even column in the low half of a byte;
@@ -17,7 +16,6 @@ def pack_int4(weight: "torch.Tensor", group_size: int) -> Any:
     code · scale + zero point: the convention of the mslk kernel that multiplies with it. The codes
     are chosen for the bfloat16 scales, not for the exact ones.
     """
-    import torch
     from torchao.quantization import Int4Tensor
 
     rows, columns = weight.shape
@@ -30,14 +28,13 @@ def pack_int4(weight: "torch.Tensor", group_size: int) -> Any:
     return Int4Tensor(_paired(codes), scale.t().contiguous(), zero.t().contiguous(), [1, group_size], weight.shape)
 
 
-def _paired(codes: "torch.Tensor") -> "torch.Tensor":
+def _paired(codes: torch.Tensor) -> torch.Tensor:
     """Int8 codes two to a byte, the even column in the low half."""
     return ((codes[:, ::2] & 0xF) | (codes[:, 1::2] << 4)).contiguous()
 
 
 def store(weight: Any, codes: Codes) -> None:
     """Put codes in the place of those that torchao has chosen; `weight` is one of its 4-bit tensors."""
-    import torch
     from torchao.quantization import Int4Tensor
 
     levels = codes.levels.to(torch.int8)
@@ -51,10 +48,8 @@ def store(weight: Any, codes: Codes) -> None:
         weight.zero_point.copy_(divided(-codes.offsets, codes.scales).round())
 
 
-def unpack_int4(packed: Any) -> "torch.Tensor":
+def unpack_int4(packed: Any) -> torch.Tensor:
     """The float32 (rows, columns) matrix of an `Int4Tensor`; the inverse of `pack_int4`."""
-    import torch
-
     rows, columns = packed.shape
     codes = torch.stack([packed.qdata << 4 >> 4, packed.qdata >> 4], -1).reshape(rows, columns)
     grouped = codes.float().reshape(rows, -1, packed.block_size[-1])
@@ -63,7 +58,7 @@ def unpack_int4(packed: Any) -> "torch.Tensor":
     return weight
 
 
-def plain(weight: Any) -> "torch.Tensor":
+def plain(weight: Any) -> torch.Tensor:
     """The float32 values of a weight that may be quantized."""
     from torchao.quantization import Int4Tensor
     from torchao.utils import TorchAOBaseTensor
