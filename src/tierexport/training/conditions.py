@@ -12,9 +12,9 @@ from tierexport.artifact.verdicts import notes_on
 from tierexport.base.records import Floats, RetrievalSet, VerifySettings
 from tierexport.metrics.similarity import COSINE, Similarity
 from tierexport.model.source import open_source
-from tierexport.training.run import Training, check_widening
+from tierexport.training.goals import Goal, Schedule
+from tierexport.training.models import Training, check_widening
 from tierexport.training.trainees import applied
-from tierexport.training.training import Goal, Schedule
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.encoder import Encoder, codec_similarity, open_encoder
 from tierexport.vectors.scaling import fit
@@ -154,7 +154,7 @@ def _condition(
 
 
 def gap(found: Sequence[Scores], reference: Sequence[Scores]) -> tuple[float, float, float]:
-    """NDCG@10 of some vectors less others' over all queries of several sets, each set weighing the same; with its interval."""
+    """The mean of NDCG@10, `found` - `reference`, over all queries of several sets that weigh the same; its 95 % interval."""
     deltas = [ours.per_query["ndcg_at_10"] - its.per_query["ndcg_at_10"] for ours, its in zip(found, reference, strict=True)]
     total = sum(map(len, deltas))
     joined = np.concatenate([each * (total / len(deltas) / len(each)) for each in deltas])

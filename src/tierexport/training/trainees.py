@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from tierexport.base.records import Floats
 from tierexport.metrics.similarity import normalized
 from tierexport.model.batches import batches, original_order
-from tierexport.training.training import Pairs, Rows, Schedule
+from tierexport.training.goals import Pairs, Rows, Schedule
 from tierexport.vectors.scaling import widening
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers import SentenceTransformer
 
 SCHEDULES: Mapping[str, Mapping[str, Any]] = {
@@ -43,15 +43,13 @@ class Head:
     threads = 1
 
     def __init__(self, pairs: Pairs, widen: int = 1) -> None:
-        import torch
-
         dimensions = pairs.queries.shape[1]
         start = widening(dimensions, widen, False)
         start = np.eye(dimensions, dtype=np.float32) if start is None else start
         self._vectors = {"query": torch.from_numpy(pairs.queries), "passage": torch.from_numpy(pairs.passages)}
         self.weights = {"head": torch.nn.Parameter(torch.from_numpy(start))}
 
-    def embed(self, kind: str, rows: Rows) -> "torch.Tensor":
+    def embed(self, kind: str, rows: Rows) -> torch.Tensor:
         """See Trainee."""
         return self._vectors[kind][rows] @ self.weights["head"]
 
@@ -75,17 +73,13 @@ class Network:
         lora: bool,
         seed: int,
     ) -> None:
-        import torch
-
         self.model, self._texts, self._prompts = model, texts, prompts
         self.threads = torch.get_num_threads()
         self._adapter = _adapter(model, seed) if lora else None
         self.weights = {name: each for name, each in model.named_parameters() if each.requires_grad}
 
-    def embed(self, kind: str, rows: Rows) -> "torch.Tensor":
+    def embed(self, kind: str, rows: Rows) -> torch.Tensor:
         """See Trainee; in batches of like length."""
-        import torch
-
         chosen = [self._texts[kind][row] for row in rows]
         given = list(batches(self.model, chosen, [len(text) for text in chosen], self._prompts[kind], CHARACTERS))
         found = torch.cat([self.model(dict(batch.features))["sentence_embedding"] for batch in given])
@@ -104,7 +98,6 @@ CHARACTERS = 16_384
 
 
 def _adapter(model: "SentenceTransformer", seed: int) -> Any:
-    import torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
