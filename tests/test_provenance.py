@@ -26,6 +26,7 @@ from tierexport.formats.torchao.tidy import _drop_places
 from tierexport.model.card_head import linked, read_head
 from tierexport.model.source import open_source
 from tierexport.publish.local_paths import LOCAL
+from tierexport.report.card import render_card
 from tierexport.report.head import head_fields
 
 NAME, TOKEN = "alice/little", "hf_alice"

@@ -1,4 +1,4 @@
-"""Finds the recipe of the least loss under a budget, or the smallest whose retrieval can't be told from fp32's."""
+"""Finds the recipe of the least loss under a budget, or the smallest whose retrieval is not significantly below fp32's."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def search(model: str, bits: float | None, size: int | None, out: Path | None) -
 
 
 def search_lossless(model: str, data: str, out: Path | None) -> Found:
-    """The smallest recipe whose NDCG@10 on a retrieval set the interval can't tell from fp32's.
+    """The smallest recipe whose NDCG@10 on a retrieval set is not significantly below fp32's: the 95 % interval reaches zero.
 
     `data` names the set. Sizes are halved until 1 % is left, which
     supposes that a larger budget is never worse. Raises InputError.

@@ -1,4 +1,4 @@
-"""Whether retrieval with some weights rounded can be told from fp32's."""
+"""Whether retrieval with some weights rounded is significantly worse than fp32's."""
 
 import tempfile
 from collections.abc import Mapping

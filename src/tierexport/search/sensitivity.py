@@ -82,22 +82,27 @@ def measure(
     `trial`: called when something has to be measured. `progress`: called with the number of types done since the last call.
     """
 
-    def options(group: Group) -> list[Option]:
-        found = []
-        for native in types_of(group):
-            measured = trial().sensitivity({tensor.name: native for tensor in group.tensors}).mean() if native != "F32" else 0.0
-            found.append(Option(native, group_bytes(group, native), max(float(measured), 0.0)))
-            progress(1)
-        return found
-
     def write(group: Group) -> Callable[[Path], None]:
-        return lambda folder: _write(folder / "options.json", options(group))
+        return lambda folder: _write(folder / "options.json", [option(group, native) for native in types_of(group)])
+
+    def option(group: Group, native: str) -> Option:
+        found = _option(group, native, trial)
+        progress(1)
+        return found
 
     found = {}
     for group in groups:
         folder = stages.run(f"sensitivity-{value_digest([key, group.name])[:16]}", key, write(group))
         found[group.name] = _read(folder / "options.json")
     return found
+
+
+def _option(group: Group, native: str, trial: Callable[[], TrialModel]) -> Option:
+    """A group at a type: its bytes, and the sensitivity measured on the trial model; unrounded, nothing changes."""
+    if native == "F32":
+        return Option(native, group_bytes(group, native), 0.0)
+    measured = trial().sensitivity({tensor.name: native for tensor in group.tensors}).mean()
+    return Option(native, group_bytes(group, native), max(float(measured), 0.0))
 
 
 def _write(path: Path, options: Sequence[Option]) -> None:

@@ -50,7 +50,7 @@ TEXTS = 128
 
 
 class Study:
-    """A model with all that trials on it need; what is slow is done when it is first asked for."""
+    """A model with all that trials on it need; what is slow is computed at first use."""
 
     def __init__(self, model: str) -> None:
         self.format = Gguf()
@@ -145,7 +145,7 @@ class Study:
 
     @functools.cached_property
     def options(self) -> Options:
-        """Bytes and damage of every group at every type, from the cache or measured now."""
+        """Bytes and sensitivity of every group at every type, from the cache or measured now."""
         key = stage_key(
             "tierexport.search.sensitivity", texts_digest(self.texts, "builtin"), self.imatrix.dataset, archive.tools()
         )

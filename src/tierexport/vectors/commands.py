@@ -12,7 +12,7 @@ from tierexport.vectors.encoder import open_encoder
 from tierexport.vectors.storage import is_codec, read_codec, write_codec
 
 TRAINING = "training.json"
-"""What a model was trained for and how, in its folder."""
+"""The file in a trained model's folder that says for what and how it was trained."""
 
 
 def fit_codec(model: str, settings: VectorSettings, texts: str, count: int, out: Path) -> Codec:
@@ -46,7 +46,7 @@ def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> t
 
 
 def _check_free(out: Path) -> None:
-    """Refuse to write over what is no codec, or is that of a model or an artifact. Raises VectorError."""
+    """Raises VectorError where writing would replace something else than a codec, or the codec of a model or an artifact."""
     if out.name == CODEC and (is_trained(out.parent) or (out.parent / MANIFEST).is_file()):
         raise VectorError(f"{out} belongs to the model or the artifact there: name another --out")
     if out.exists() and not is_codec(out):

@@ -1,4 +1,4 @@
-"""How fast an artifact encodes beside fp32: in turns, on the same texts, until the ratio is known well enough to be stated."""
+"""How fast an artifact encodes beside fp32: in turns on the same texts, until the ratio's interval is narrow enough."""
 
 import math
 import tempfile
