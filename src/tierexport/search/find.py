@@ -50,6 +50,7 @@ def search_lossless(model: str, data: str, out: Path | None) -> Found:
 
 
 def _check_replaceable(out: Path) -> None:
+    """Raises RecipeError for a name that no recipe can have, and for a file that a search did not write."""
     if not re.fullmatch(FILE_NAME, out.stem):
         raise RecipeError(f"{out} names a recipe {out.stem!r}, and a name has letters, digits, . _ - only: name another --out")
     if out.exists() and (not out.is_file() or MARK not in out.read_text("utf-8", "replace")):

@@ -67,12 +67,14 @@ def draw_map(model: str, texts: int, readings: Sequence[LayerReading], sensitivi
 
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rho; None for fewer than three values, or where all are alike."""
     if len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
         return None
     return float(stats.spearmanr(a, b).statistic)
 
 
 def _type_of(tensor: Tensor, bits: int) -> str:
+    """The first GGUF type of so many bits that a tensor can take. Raises PlanError where there is none."""
     found = next((each for each in NATIVE_OF_BITS[bits] if fits(tensor, each)), None)
     if found is None:
         raise PlanError(

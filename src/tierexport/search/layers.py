@@ -1,4 +1,4 @@
-"""What each layer does to its input, read off the hidden states of fp32: cheap to measure, and a hint."""
+"""What each layer does to its input, measured on the hidden states of fp32: a cheap hint at its sensitivity."""
 
 import itertools
 from collections import Counter
@@ -101,17 +101,24 @@ def _words(text: str, numbers: Sequence[int | None], spans: Sequence[tuple[int, 
 
 
 def _read(layer: int, before: Floats, after: Floats, tokens: _Tokens) -> LayerReading:
+    """The reading of a layer from its input and output, float32 (tokens, width) each."""
     unit = normalized(after)
     same_word, same_text = _neighbours(unit, tokens)
     squared = np.square(after.astype(np.float64))
     return LayerReading(
         layer=layer,
-        rewrite=float((np.linalg.norm(after - before, axis=1) / np.maximum(np.linalg.norm(before, axis=1), 1e-12)).mean()),
+        rewrite=float(_ratio(np.linalg.norm(after - before, axis=1), np.linalg.norm(before, axis=1)).mean()),
         same_word=same_word,
         same_text=same_text,
-        largest_share=float((np.sort(squared, 1)[:, -LARGEST:].sum(1) / np.maximum(squared.sum(1), 1e-12)).mean()),
+        largest_share=float(_ratio(np.sort(squared, 1)[:, -LARGEST:].sum(1), squared.sum(1)).mean()),
         anisotropy=_across_texts(unit, tokens.texts),
     )
+
+
+def _ratio(values: npt.NDArray[Any], by: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """`values / by`, where a `by` of zero counts as a tiny number."""
+    found: npt.NDArray[Any] = values / np.maximum(by, 1e-12)
+    return found
 
 
 def _neighbours(unit: Values, tokens: _Tokens) -> tuple[float, float]:
@@ -126,6 +133,7 @@ def _neighbours(unit: Values, tokens: _Tokens) -> tuple[float, float]:
 
 
 def _nearest(unit: Floats, rows: npt.NDArray[np.int64], chunk: int = 512) -> Iterator[npt.NDArray[np.int64]]:
+    """The row of the nearest other token by cosine for each of some tokens, chunk after chunk."""
     for start in range(0, len(rows), chunk):
         here = rows[start : start + chunk]
         similar = unit[here] @ unit.T

@@ -51,14 +51,7 @@ class Training:
 
     def model(self, what: str, goal: Goal, schedule: Schedule, folder: Path) -> Trained:
         """The model with its head, adapter or weights trained for a goal, saved to a new folder with its codec."""
-        if what == "head":
-            trained = self.head(goal, schedule)
-            model = with_head(self.encoder.source, trained.weights["head"])
-        else:
-            opened = open_model(self.encoder.source, _device())
-            network = Network(opened, self.texts, self.encoder.reference.prompts, what == "lora", schedule.seed)
-            trained = self._train(network, what, goal, schedule)
-            model = _compared_by_cosine(network.merged())
+        model, trained = self._trained(what, goal, schedule)
         model.save_pretrained(str(folder), create_model_card=False)
         probe = model.encode([PROBE], prompt=self.encoder.reference.prompts["passage"], show_progress_bar=False)
         write_codec(folder / CODEC, replace(trained.codec, probe=normalized(probe)[0].astype(np.float32)))
@@ -74,12 +67,23 @@ class Training:
         write_json(folder / TRAINING, settings)
         return trained
 
+    def _trained(self, what: str, goal: Goal, schedule: Schedule) -> "tuple[SentenceTransformer, Trained]":
+        """The trained model in memory, and how training went."""
+        if what == "head":
+            trained = self.head(goal, schedule)
+            return with_head(self.encoder.source, trained.weights["head"]), trained
+        opened = open_model(self.encoder.source, _device())
+        network = Network(opened, self.texts, self.encoder.reference.prompts, what == "lora", schedule.seed)
+        trained = self._train(network, what, goal, schedule)
+        return _compared_by_cosine(network.merged()), trained
+
     def forget(self) -> None:
         """Remove the checkpoints of models whose training is done; they take several times a model's bytes."""
         for state in self._large:
             state.unlink(missing_ok=True)
 
     def _train(self, trainee: Head | Network, what: str, goal: Goal, schedule: Schedule) -> Trained:
+        """Train for a goal, from the checkpoint of an earlier run where there is one. Raises MachineError."""
         key = stage_key(__name__, self.encoder.source.digest, self._digest, what, asdict(goal), asdict(schedule))
         state = cache_dir() / "training" / f"{key}.safetensors"
         if what != "head":
@@ -117,7 +121,7 @@ def train_model(model: str, pairs: Path, what: str, goal: Goal, schedule: Schedu
 
 
 def check_widening(what: str, widen: int) -> None:
-    """Refuse to make anything but a head wider. Raises VectorError."""
+    """Raises VectorError for an expansion factor of anything but a head."""
     if what != "head" and widen > 1:
         raise VectorError(f"--widen {widen} takes a head, which alone puts out more dimensions than the model has")
 

@@ -24,7 +24,10 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
 """What can be trained, and where its schedule differs from Schedule's own."""
 
 RANK = 16
-"""Of a LoRA adapter's matrices."""
+"""Rank of a LoRA adapter's matrices."""
+
+CHARACTERS = 16_384
+"""Characters of a batch that goes through a model at once, padded."""
 
 
 def schedule_for(what: str, steps: int, every: int, contrast: float, seed: int) -> Schedule:
@@ -34,7 +37,7 @@ def schedule_for(what: str, steps: int, every: int, contrast: float, seed: int) 
 
 class Head:
     """A linear map after the model, trained on its fp32 vectors from where it changes no cosine: the identity, or rotations
-    beside it, where it puts out `widen` times as many dimensions.
+    beside it. `widen`: the expansion factor, how many dimensions it puts out for each that the model has.
 
     One thread, for products so small gain nothing by more and suffer on a busy machine, and sums then come out the same on
     any number of cores.
@@ -55,14 +58,14 @@ class Head:
 
 
 def applied(head: Floats, vectors: Floats) -> Floats:
-    """Vectors through a head, of unit length again."""
+    """Vectors through a head, of unit length again, float32; `head`: (dimensions, stored dimensions)."""
     return normalized(vectors @ head).astype(np.float32)
 
 
 class Network:
     """A model's own weights, or a LoRA adapter (Hu et al. 2021, arXiv 2106.09685) on all its matrices.
 
-    It stays in evaluation mode: without dropout, a step depends on nothing but what is kept at a checkpoint.
+    It stays in evaluation mode: without dropout, a step depends on nothing but what a checkpoint stores.
     """
 
     def __init__(
@@ -93,11 +96,8 @@ class Network:
         return self.model.cpu()
 
 
-CHARACTERS = 16_384
-"""Of a batch that goes through a model at once, padded."""
-
-
 def _adapter(model: "SentenceTransformer", seed: int) -> Any:
+    """A LoRA adapter on all matrices of a model, as peft makes it, the model's own weights frozen."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)

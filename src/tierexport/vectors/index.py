@@ -86,6 +86,7 @@ class Index:
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
     def _count(self, count: int) -> int:
+        """How many can be found. Raises VectorError for less than one."""
         if count < 1 or not len(self.codes):
             raise VectorError(f"can't find {count} of {len(self.codes)} vectors")
         return min(count, len(self.codes))
@@ -110,12 +111,15 @@ class Index:
         return self.codec.rotation if self.codec.width > self.codec.dimensions else None
 
     def _undone(self, values: Floats) -> Floats:
+        """Values with the rotation undone where it changes lengths."""
         return values if self._widened is None else values @ self._widened.T
 
     def _values(self, codes: Bytes) -> Floats:
+        """The values of codes before the rotation is undone, float32 (vectors, width)."""
         return self.codec.values(unpack(codes, self.codec.level, self.codec.width))
 
     def _chunks(self) -> Iterator[Floats]:
+        """The values of all documents, chunk after chunk."""
         for start in range(0, len(self.codes), CHUNK):
             yield self._values(self.codes[start : start + CHUNK])
 

@@ -102,6 +102,7 @@ def _check(vectors: Floats, level: str, scaling: str) -> None:
 
 
 def _batches(vectors: Floats) -> Iterator[Floats]:
+    """Vectors in batches of BATCH, the last one of another size."""
     last = max(len(vectors) - BATCH // 2, 0) // BATCH * BATCH
     for first in range(0, last, BATCH):
         yield vectors[first : first + BATCH]
@@ -134,6 +135,7 @@ def _around(found: Moments, level: str, factor: float) -> tuple[npt.NDArray[np.f
 
 
 def _bounded(plain: Codec, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> Codec:
+    """A codec with these bounds."""
     return replace(plain, low=low.astype(np.float32), high=high.astype(np.float32))
 
 

@@ -76,6 +76,7 @@ def _long(max_tokens: int) -> str:
 
 
 def _speaks(source: Source, language: str) -> bool:
+    """Whether the model's card names a language, or that it is multilingual."""
     return bool({language, "multilingual"} & {each.lower().partition("-")[0] for each in source.languages})
 
 
@@ -106,6 +107,7 @@ def _added_tokens(source: Source) -> tuple[list[str], list[str]]:
 
 
 def _core_tokens(source: Source) -> Iterator[str]:
+    """Tokens that tokenizers have for themselves, by common names and by this one's settings."""
     file = transformer_folder(source.path) / "tokenizer_config.json"
     settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     yield from ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "<unk>", "<pad>", "<mask>")
