@@ -1,7 +1,7 @@
 """The fp32 reference: the source model as sentence-transformers runs it, in batches of like length.
 
 Pooling, prompts, truncation, Dense heads and normalisation are sentence-transformers' own, so a
-vector here differs from its `encode` by rounding alone.
+vector here differs from its `encode` by floating-point rounding alone.
 """
 
 import time
@@ -28,7 +28,7 @@ def open_model(source: Source, device: str = "cpu") -> "SentenceTransformer":
     """The source model in fp32, in evaluation mode. Raises SourceError when it can't be loaded."""
     try:
         model = _loaded(source, device)
-    except Exception as error:  # a stranger's files fail in any way
+    except Exception as error:  # files from elsewhere can fail in any way
         raise SourceError(f"{source.path}: sentence-transformers can't load this model: {error}") from error
     if source.max_tokens:
         model.max_seq_length = source.max_tokens
@@ -68,7 +68,7 @@ def check_complete(source: Source) -> None:
     try:
         known = auto_class(AutoConfig.from_pretrained(folder, local_files_only=True))
         _, found = known.from_pretrained(folder, output_loading_info=True, local_files_only=True)
-    except Exception as error:  # a stranger's files fail in any way
+    except Exception as error:  # files from elsewhere can fail in any way
         raise SourceError(f"{source.path}: transformers can't load this model: {error}") from error
     if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
         raise SourceError(

@@ -21,7 +21,7 @@ FEW_CELLS = 3
 """Levels of at most so many cells have their ranges around zero."""
 
 BATCH = 256
-"""Vectors of a batch; of the last one, half as many up to half as many more, for the deviation of a few says nothing."""
+"""Vectors of a batch; the last one has between 128 and 383, for the deviation of a few vectors is no estimate."""
 
 TRIED_SPREADS = np.linspace(0.4, 1.6, 25)
 """Multiples of SPREADS among which "clip" takes the best."""
