@@ -1,4 +1,4 @@
-"""How well the search predicts damage: random allocations of types on MiniLM, predicted and measured.
+"""How well the search predicts sensitivity: random allocations of types on MiniLM, predicted and measured.
 
 Measured on the texts of the search, and on sentences that it has not seen. Usage:
 `python benchmarks/prediction.py [MODEL]`.
@@ -12,22 +12,22 @@ from scipy import stats
 from tierexport.base.records import Text
 from tierexport.datasets.calibration import screen
 from tierexport.model.encoder import open_model
-from tierexport.search.bench import Bench
 from tierexport.search.study import Study
+from tierexport.search.trial import TrialModel
 
 ALLOCATIONS = 24
 
 
 def main(model: str) -> None:
     study = Study(model)
-    unseen = Bench(open_model(study.source), [Text(text, "passage") for text in screen()], study.tensors, study.imatrix)
+    unseen = TrialModel(open_model(study.source), [Text(text, "passage") for text in screen()], study.tensors, study.imatrix)
     generator = np.random.default_rng(0)
     rows = []
     for _ in range(ALLOCATIONS):
         choice = {name: options[int(generator.integers(len(options)))] for name, options in study.options.items()}
         types = study.by_tensor({name: option.native for name, option in choice.items()})
-        losses = [float(bench.damage(types).mean()) for bench in (study.bench, unseen)]
-        rows.append((sum(option.damage for option in choice.values()), *losses))
+        losses = [float(trial.sensitivity(types).mean()) for trial in (study.trial, unseen)]
+        rows.append((sum(option.sensitivity for option in choice.values()), *losses))
         print("predicted {:.5f}, measured {:.5f}, on unseen sentences {:.5f}".format(*rows[-1]))
     table = np.array(rows)
     for column, where in ((1, "the search's texts"), (2, "unseen sentences")):

@@ -26,7 +26,7 @@ from tierexport.formats.gguf.imatrix import read_imatrix, write_imatrix
 from tierexport.formats.gguf.write import write_gguf
 from tierexport.formats.job import Job
 from tierexport.model.source import open_source
-from tierexport.quantize.layerwise import NOTHING_ROUNDED
+from tierexport.quantize.targets import NOTHING_ROUNDED
 from tierexport.recipe.plan import make_plan
 from tierexport.recipe.read import parse_recipe
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tierexport.vectors.codecs import Codec, packed_bytes
+from tierexport.vectors.codecs import Codec
 from tierexport.vectors.index import Index
+from tierexport.vectors.packing import packed_bytes
 from tierexport.vectors.storage import to_faiss
 
 DIMENSIONS, QUERIES, BEST, ROUNDS = 384, 64, 10, 3

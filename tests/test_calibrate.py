@@ -21,7 +21,8 @@ from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.imatrix import check_fits, read_imatrix
 from tierexport.model.batches import token_ids
 from tierexport.model.encoder import open_model
-from tierexport.quantize.importance import floored, measure_importance
+from tierexport.quantize.floor import floored
+from tierexport.quantize.importance import measure_importance
 
 
 def test_importance_equals_an_independent_computation(minilm: Source) -> None:

@@ -23,7 +23,7 @@ from tierexport.formats.gguf.write import write_gguf
 from tierexport.formats.job import Job
 from tierexport.metrics.similarity import cosines
 from tierexport.model.encoder import open_model
-from tierexport.quantize.layerwise import NOTHING_ROUNDED
+from tierexport.quantize.targets import NOTHING_ROUNDED
 from tierexport.recipe.plan import make_plan
 from tierexport.recipe.read import parse_recipe
 from tierexport.recipe.schema import Recipe

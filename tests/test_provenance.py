@@ -325,15 +325,15 @@ def test_a_card_does_not_decide_whether_a_model_converts(tiny_model: Path, tmp_p
 
 
 def test_a_trained_model_s_card_hands_on_the_same(tiny_model: Path, tmp_path: Path) -> None:
-    from tierexport.training.run import _card
+    from tierexport.training.models import model_card
 
     write_source(tmp_path / "little", tiny_model)
-    text = _card(open_source(str(tmp_path / "little"), None, NAME), "int8")
+    text = model_card(open_source(str(tmp_path / "little"), None, NAME), "int8")
     head: Any = ModelCard(text, ignore_metadata_errors=False).data
     assert (head.license, head.license_name, head.language) == ("other", "acme-research-1.0", ["en", "no", "zh"])
     assert head.license_link == f"https://huggingface.co/{NAME}/blob/main/LICENSE.md"
     broken = write_source(tmp_path / "broken", tiny_model, "---\nlicense: [mit\n---\n")
-    assert "can't be read" in _card(open_source(str(broken)), "int8")
+    assert "can't be read" in model_card(open_source(str(broken)), "int8")
 
 
 def test_a_figure_that_is_no_number_is_left_out_of_the_head(named: Built) -> None:

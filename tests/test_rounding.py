@@ -19,13 +19,16 @@ from tierexport.base.stages import Stages
 from tierexport.datasets.calibration import calibration_texts
 from tierexport.formats.gguf import ggml
 from tierexport.model.encoder import open_model
+from tierexport.model.placement import row_placements
 from tierexport.model.source import open_source
+from tierexport.quantize.codes import Codes
 from tierexport.quantize.distill import distill
-from tierexport.quantize.gptq import Codes, curvature_of, gptq, objective
+from tierexport.quantize.gptq import curvature_of, gptq, objective
 from tierexport.quantize.grids import GGUF_GRIDS, IQ4_NL_LEVELS, Grid, int4_grid
-from tierexport.quantize.layerwise import TOKENS, Rounded, Target, _places, round_layers
+from tierexport.quantize.layerwise import round_layers
 from tierexport.quantize.packing import pack
 from tierexport.quantize.replay import Replay
+from tierexport.quantize.targets import TOKENS, Rounded, Target
 
 COLUMNS = 512
 GRIDS = [*GGUF_GRIDS.values(), int4_grid(32, "portable"), int4_grid(64, "packed")]
@@ -84,15 +87,15 @@ def test_every_code_of_a_type_can_be_packed(native: str) -> None:
         return torch.randint(low, high + 1, size, generator=generator).float()
 
     levels = torch.tensor(grid.table)[draw(0, 15, 64, 512).long()].float() if grid.table else draw(grid.low, grid.high, 64, 512)
-    if grid.blocks == 1:
-        scales, offsets, frames = torch.randn(shape, generator=generator).half().float(), torch.zeros(shape), None
+    if grid.super_block == 1:
+        scales, offsets, super_scales = torch.randn(shape, generator=generator).half().float(), torch.zeros(shape), None
         offsets = torch.randn(shape, generator=generator).half().float() if grid.affine else offsets
     else:
-        frames = torch.rand(2, 64, 512 // (grid.block * grid.blocks), generator=generator).half().float()
-        wide = frames.repeat_interleave(grid.blocks, 2)
-        scales = wide[0] * draw(0 if grid.affine else -grid.most, grid.most, *shape)
+        super_scales = torch.rand(2, 64, 512 // (grid.block * grid.super_block), generator=generator).half().float()
+        wide = super_scales.repeat_interleave(grid.super_block, 2)
+        scales = wide[0] * draw(0 if grid.affine else -grid.largest_multiple, grid.largest_multiple, *shape)
         offsets = -(wide[1] * draw(0, 63, *shape)) if grid.affine else torch.zeros(shape)
-    codes = Codes(grid, levels, scales, offsets, frames)
+    codes = Codes(grid, levels, scales, offsets, super_scales)
     np.testing.assert_array_equal(
         gguf.quants.dequantize(pack(codes), gguf.GGMLQuantizationType[native]), codes.values().numpy()
     )
@@ -163,32 +166,32 @@ def test_a_hessian_that_is_not_finite_is_refused(hessian: torch.Tensor) -> None:
 def test_a_replay_gives_what_the_model_gives(tiny_model: Path) -> None:
     model = open_model(open_source(str(tiny_model)))
     replay = Replay(model, calibration_texts("builtin", 24, Path()), TOKENS)
-    assert [[name.split(".")[-2] for name in names] for names in replay.stages(1, replay.trace(0, 0, None)[1])] == [
+    assert [[name.split(".")[-2] for name in names] for names in replay.same_inputs(1, replay.trace(0, 0, None)[1])] == [
         ["query", "key", "value"], ["dense"], ["dense"], ["dense"],
     ]  # fmt: skip
     hidden = None
-    for batch in replay.batches:
+    for batch, given in enumerate(replay.batches):
         state = None
         for layer in range(2):
             _, state = replay.trace(layer, batch, state)
         with torch.inference_mode():
-            features = {name: replay._features[batch][name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+            features = {name: given.features[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
             hidden = model.transformers_model(**features).last_hidden_state
         torch.testing.assert_close(state, hidden)
     assert hidden is not None
     few = Replay(model, calibration_texts("builtin", 24, Path()), 300)
-    assert 0 < sum(int(each["attention_mask"].sum()) for each in few._features) < 400
+    assert 0 < sum(int(each.mask.sum()) for each in few.batches) < 400
 
 
 def test_rows_are_found_wherever_a_converter_puts_them() -> None:
     generator = np.random.default_rng(3)
     query, key = (generator.normal(size=(8, 32)).astype(np.float32) for _ in range(2))
     fused = np.concatenate([query, key])[generator.permutation(16)]
-    found = _places(fused, {"query": torch.from_numpy(query), "key": torch.from_numpy(key)})
+    found = row_placements(fused, {"query": torch.from_numpy(query), "key": torch.from_numpy(key)})
     for place, matrix in zip(found, (query, key), strict=True):
         np.testing.assert_array_equal(fused[place.rows], matrix[place.into])
     assert sum(len(place.rows) for place in found) == 16
-    assert _places(fused + 1, {"query": torch.from_numpy(query)}) == []
+    assert row_placements(fused + 1, {"query": torch.from_numpy(query)}) == []
 
 
 def tiny_targets(source: Source) -> list[Target]:
@@ -239,7 +242,7 @@ def tuned(source: Source, folder: Path) -> Rounded:
 
 def test_tuning_resumes_and_ends_the_same(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run left behind that was killed after some segments is taken, and the end is that of one left alone."""
-    monkeypatch.setattr("tierexport.quantize.distill.STEPS", 60)
+    monkeypatch.setattr("tierexport.quantize.distill.TUNING_STEPS", 60)
     source = open_source(str(tiny_model))
     whole = tuned(source, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -250,9 +253,9 @@ def test_tuning_resumes_and_ends_the_same(tiny_model: Path, tmp_path: Path, monk
     losses = [Stages(tmp_path / "whole" / "steps").notes(f"tuned-{segment}") for segment in range(3)]
     assert losses == [Stages(tmp_path / "cut" / "steps").notes(f"tuned-{segment}") for segment in range(3)]
     assert losses[-1] < losses[0]
-    assert whole.kept.keys() == resumed.kept.keys()
-    for name, values in whole.kept.items():
-        np.testing.assert_array_equal(values, resumed.kept[name])
+    assert whole.tuned.keys() == resumed.tuned.keys()
+    for name, values in whole.tuned.items():
+        np.testing.assert_array_equal(values, resumed.tuned[name])
     for name, codes in whole.codes.items():
         assert torch.equal(codes.values(), resumed.codes[name].values()), name
         kind = gguf.GGMLQuantizationType[codes.grid.name]
@@ -260,7 +263,7 @@ def test_tuning_resumes_and_ends_the_same(tiny_model: Path, tmp_path: Path, monk
 
 
 def test_a_tuned_build_is_nearer_at_the_same_size(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tierexport.quantize.distill.STEPS", 40)
+    monkeypatch.setattr("tierexport.quantize.distill.TUNING_STEPS", 40)
     folder = tiny_recipe.parent
     plain, ours = (build(tiny_recipe, folder / name, "--set", f"rounding={name}") for name in ("gptq", "distill"))
     for name in ("gguf", "torchao"):

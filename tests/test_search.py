@@ -29,12 +29,12 @@ from tierexport.model.description import describe
 from tierexport.model.source import open_source
 from tierexport.search import recipes
 from tierexport.search.allocate import allocate, predicted
-from tierexport.search.bench import Bench
-from tierexport.search.layer_map import damage_of
+from tierexport.search.layer_map import layer_sensitivity
 from tierexport.search.lossless import RetrievalJudge
 from tierexport.search.sensitivity import Option, types_of
 from tierexport.search.stock import quantize_stock
 from tierexport.search.study import Study
+from tierexport.search.trial import TrialModel
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_allocation_is_the_best_of_all(seed: int) -> None:
     smallest, largest = (sum(pick(option.bytes for option in found) for found in options.values()) for pick in (min, max))
     budget = int(generator.integers(smallest, largest))
     best = min(
-        sum(option.damage for option in choice)
+        sum(option.sensitivity for option in choice)
         for choice in itertools.product(*options.values())
         if sum(option.bytes for option in choice) <= budget - 77
     )
@@ -90,21 +90,21 @@ def test_a_recipe_gives_each_group_its_type_and_the_file_its_size(study: Study, 
     options = {name: {each.native: each for each in found} for name, found in study.options.items()}
     size = study.size({name: options[name][native] for name, native in types.items()})
     assert size - 128 < file.stat().st_size <= size  # the header has room for a longer name
-    bench = study.bench
-    with bench.rounded(wanted):
+    trial = study.trial
+    with trial.rounded(wanted):
         for name in wanted:
-            (parameter,) = bench._places[name]
+            (parameter,) = trial.parameters[name]
             expected = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type).reshape(parameter.shape)
             np.testing.assert_array_equal(parameter.detach().numpy(), expected)
-    assert bench.damage({}).max() < 1e-6  # everything is back
+    assert trial.sensitivity({}).max() < 1e-6  # everything is back
 
 
-def test_damages_of_groups_add_up(study: Study) -> None:
-    """Predicted and measured damage rank random allocations alike."""
+def test_sensitivities_of_groups_add_up(study: Study) -> None:
+    """Predicted and measured sensitivity rank random allocations alike."""
     trials = [random_types(study, seed) for seed in range(20, 44)]
     options = {name: {each.native: each for each in found} for name, found in study.options.items()}
-    expected = [sum(options[name][native].damage for name, native in types.items()) for types in trials]
-    measured = [float(study.bench.damage(study.by_tensor(types)).mean()) for types in trials]
+    expected = [sum(options[name][native].sensitivity for name, native in types.items()) for types in trials]
+    measured = [float(study.trial.sensitivity(study.by_tensor(types)).mean()) for types in trials]
     assert stats.spearmanr(expected, measured).statistic >= 0.9
 
 
@@ -127,7 +127,7 @@ def test_search_keeps_the_budget_and_uses_it(tiny_model: Path, tmp_path: Path, m
         f"predicted loss (1 - cosine) {found['predicted']:.6f}" in tomllib.loads(Path("nine.toml").read_text())["description"]
     )
 
-    monkeypatch.setattr(Bench, "damage", lambda *_: np.zeros(1))  # what is in the cache is not measured again
+    monkeypatch.setattr(TrialModel, "sensitivity", lambda *_: np.zeros(1))  # what is in the cache is not measured again
     size = found["bytes"]
     again = json.loads(run("search", tiny_model, "--bytes", str(size), "--out", "again.toml", "--json").stdout)
     assert again["bytes"] <= size
@@ -159,7 +159,7 @@ def test_a_killed_search_goes_on_where_it_was(tiny_model: Path, tmp_path: Path) 
     environment = os.environ | {"TIEREXPORT_CACHE": str(cache)}
 
     def measured() -> dict[str, int]:
-        return {path.parent.name: path.stat().st_mtime_ns for path in cache.glob("models/*/damage-*/options.json")}
+        return {path.parent.name: path.stat().st_mtime_ns for path in cache.glob("models/*/sensitivity-*/options.json")}
 
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         while len(measured()) < 3:
@@ -188,7 +188,7 @@ def test_lossless_is_the_smallest_that_cannot_be_told_from_fp32(tiny_model: Path
     (judged,) = found["results"][0]["retrieval"]
     assert judged["dataset"] == "builtin"
     if found["bytes"] > study.smallest * 1.02:  # what is 2 % smaller can be told
-        judge = RetrievalJudge(study.bench, study.source, read_beir(BUILTIN / "retrieval"))
+        judge = RetrievalJudge(study.trial, study.source, read_beir(BUILTIN / "retrieval"))
         smaller = study.within(int(found["bytes"] * 0.98))
         assert not judge.indistinct(study.by_tensor({name: option.native for name, option in smaller.items()}))
 
@@ -281,4 +281,4 @@ def test_recipes_that_were_found_still_keep_their_budget(path: Path) -> None:
 
 def test_a_shape_that_no_type_takes_has_no_map(study: Study) -> None:
     with pytest.raises(PlanError, match="takes no type of 4 bits: their blocks don't divide its 312 columns"):
-        damage_of(study.bench, 0, [Tensor("odd", "ffn_up", 0, (600, 312))], 4)
+        layer_sensitivity(study.trial, 0, [Tensor("odd", "ffn_up", 0, (600, 312))], 4)

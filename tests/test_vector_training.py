@@ -21,9 +21,10 @@ from tierexport.metrics.similarity import normalized
 from tierexport.model.encoder import open_model
 from tierexport.model.source import open_source
 from tierexport.recipe.choices import SCALINGS
-from tierexport.training.run import Training, _with_head, train_model
+from tierexport.training.goals import Goal, Pairs, Rows, Schedule, Trained
+from tierexport.training.loop import train
+from tierexport.training.models import Training, train_model, with_head
 from tierexport.training.trainees import Head, Network, applied
-from tierexport.training.training import Goal, Pairs, Rows, Schedule, Trained, train
 from tierexport.vectors.codecs import TOP
 from tierexport.vectors.encoder import open_encoder
 from tierexport.vectors.storage import read_codec
@@ -104,7 +105,7 @@ def test_a_damaged_state_is_begun_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 2])
 def test_a_run_that_was_killed_ends_in_the_same_weights(cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tierexport.training.training.REFITTED", 15)  # so that bounds are chosen between the checkpoints, too
+    monkeypatch.setattr("tierexport.training.loop.REFITTED", 15)  # so that bounds are chosen between the checkpoints, too
     whole = train_head(pairs(), Goal("binary"), SHORT, tmp_path / "whole")
 
     class KilledError(Exception):
@@ -492,5 +493,5 @@ def test_a_head_comes_behind_all_that_was_trained_on(tiny_model: Path, tmp_path:
     modules = [*modules, Normalize(), Dense(64, 64, activation_function=torch.nn.Tanh()), Normalize()]
     model = st.SentenceTransformer(modules=modules, prompts=prompts, default_prompt_name="document", device="cpu")
     model.save_pretrained(str(tmp_path / "model"))
-    headed = _with_head(open_source(str(tmp_path / "model")), np.eye(64, dtype=np.float32))
+    headed = with_head(open_source(str(tmp_path / "model")), np.eye(64, dtype=np.float32))
     assert np.allclose(headed.encode(["some words"]), model.encode(["some words"]), atol=1e-5)

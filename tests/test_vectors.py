@@ -20,8 +20,9 @@ from tierexport.base.records import Floats
 from tierexport.metrics.similarity import normalized
 from tierexport.metrics.topk import Indices, greatest
 from tierexport.recipe.choices import SCALINGS
-from tierexport.vectors.codecs import CHUNK_ROWS, LARGE, TOP, Codec, pack, packed_bytes, unpack
+from tierexport.vectors.codecs import CHUNK_ROWS, LARGE, TOP, Codec
 from tierexport.vectors.index import Index
+from tierexport.vectors.packing import pack, packed_bytes, unpack
 from tierexport.vectors.scaling import fit, random_rotation, widening
 from tierexport.vectors.storage import read_codec, to_faiss, write_codec
 

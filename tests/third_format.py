@@ -22,7 +22,7 @@ from tierexport.formats.protocol import Format
 from tierexport.model.encoder import encode
 from tierexport.model.roles import gguf_name, role_and_layer
 from tierexport.model.vector_store import VectorStore
-from tierexport.quantize.layerwise import Rounded, Target
+from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
 from tierexport.recipe.schema import Recipe, Tier

@@ -119,12 +119,12 @@ def train_vectors(
     **schedule: Any,
 ) -> None:
     """Train MODEL, a head or a LoRA adapter for vectors of a level; makes a model folder with its codec."""
-    from tierexport.training import run
+    from tierexport.training import models
+    from tierexport.training.goals import Goal
     from tierexport.training.trainees import schedule_for
-    from tierexport.training.training import Goal
 
     goal = Goal(level, scaling, not asymmetric, widen)
-    trained = run.train_model(model, pairs, what, goal, schedule_for(what, **schedule), out)
+    trained = models.train_model(model, pairs, what, goal, schedule_for(what, **schedule), out)
     _say_written(as_json, out, level=level, best_step=trained.step, scores=list(trained.scores))
 
 

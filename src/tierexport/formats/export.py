@@ -11,8 +11,7 @@ from tierexport.base.stages import Stages, stage_key
 from tierexport.formats.job import Job
 from tierexport.formats.protocol import Format
 from tierexport.model.encoder import open_model
-from tierexport.quantize.distill import STEPS, distill
-from tierexport.quantize.layerwise import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, Rounded, round_layers
+from tierexport.quantize.targets import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, TUNING_STEPS, Rounded
 from tierexport.recipe.planned import Artifact, FormatPlan
 
 ROUNDERS = ("tierexport.quantize.layerwise", "tierexport.quantize.distill")
@@ -32,7 +31,7 @@ def export(fmt: Format, job: Job, folder: Path) -> Artifact:
         with stage(f"Writing {fmt.title}") as running:
             running.total(job.plan.parameters)
             fmt.write(job, rounded, fmt.place(job, made), running.step)
-        return {"nearest": _left_to_nearest(job.plan, rounded.codes), "tuned": bool(rounded.kept)}
+        return {"nearest": _left_to_nearest(job.plan, rounded.codes), "tuned": bool(rounded.tuned)}
 
     path = fmt.place(job, stages.run(fmt.name, key, write))
     layers_done(folder, fmt.name).clear()
@@ -61,6 +60,9 @@ def _left_to_nearest(plan: FormatPlan, codes: Collection[str]) -> list[str]:
 
 def _rounded(fmt: Format, job: Job, done: Stages, key: str) -> Rounded:
     """What error feedback makes of a plan's matrices, and tuning of that where the recipe asks for it."""
+    from tierexport.quantize.distill import distill
+    from tierexport.quantize.layerwise import round_layers
+
     texts, tuned = job.made.texts.texts, job.recipe.rounding == "distill"
     model, targets = open_model(job.source), fmt.targets(job)
     named = model.transformers_model.named_parameters()
@@ -72,6 +74,6 @@ def _rounded(fmt: Format, job: Job, done: Stages, key: str) -> Rounded:
     if not tuned:
         return rounded
     with stage("Tuning") as running:
-        running.total(STEPS)
+        running.total(TUNING_STEPS)
         tunable = fmt.tunable(job, parameters)
         return distill(model, open_model(job.source), texts, rounded, tunable, done, key, running.step)

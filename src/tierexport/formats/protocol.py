@@ -10,7 +10,7 @@ from tierexport.base.records import Encoded, Floats, Imatrix, Source
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection
 from tierexport.formats.job import Job, Progress
-from tierexport.quantize.layerwise import Rounded, Target
+from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.plan import Plan, PlannedFormat
 from tierexport.recipe.planned import FormatPlan
 from tierexport.recipe.schema import Recipe

@@ -1,19 +1,37 @@
-"""How texts are prompted, tokenized and put into batches."""
+"""How texts are prompted, tokenized and put into batches; every pass of the fp32 model over texts does it by these functions.
 
-from typing import TYPE_CHECKING
+A tokenizer and a model are sentence-transformers' own; nothing is cut or padded here.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tierexport.base.records import Text
 
 if TYPE_CHECKING:
     import torch
-
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
 
 BATCH_TOKENS = 2048
 """Padded tokens per batch, so that short texts share one and long ones don't fill the memory."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some of a sequence of texts as a model takes them: their rows in the sequence, and their features on its device."""
+
+    rows: Sequence[int]
+    features: Mapping[str, Any]
+
+    @property
+    def mask(self) -> "torch.Tensor":
+        """Which tokens are real, bool (texts, padded length)."""
+        mask: torch.Tensor = self.features["attention_mask"].bool()
+        return mask
 
 
 def prompt_for(prompts: Mapping[str, str], kind: str) -> str:
@@ -22,12 +40,24 @@ def prompt_for(prompts: Mapping[str, str], kind: str) -> str:
     return next((prompts[name] for name in names if prompts.get(name)), "")
 
 
+def prompted(prompts: Mapping[str, str], texts: Iterable[Text]) -> list[str]:
+    """Texts, each prefixed with the prompt of its kind."""
+    return [prompt_for(prompts, text.kind) + text.text for text in texts]
+
+
+def tokenized(model: "SentenceTransformer", texts: Sequence[str], offsets: bool = False) -> Any:
+    """What the tokenizer makes of at least one text, special tokens included, cut as the model cuts it, not padded.
+
+    `offsets`: with the place of each token in its text.
+    """
+    return model.tokenizer(
+        list(texts), truncation=True, padding=False, max_length=model.max_seq_length, return_offsets_mapping=offsets
+    )
+
+
 def token_ids(model: "SentenceTransformer", texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """The token ids of each text, special tokens included, cut as the model cuts them."""
-    if not texts:
-        return ()
-    found = model.tokenizer(list(texts), truncation=True, padding=False, max_length=model.max_seq_length)["input_ids"]
-    return tuple(tuple(ids) for ids in found)
+    return tuple(tuple(ids) for ids in tokenized(model, texts)["input_ids"]) if texts else ()
 
 
 def length_sorted(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[list[int]]:
@@ -42,8 +72,35 @@ def length_sorted(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterato
         yield batch
 
 
+def features_of(model: "SentenceTransformer", texts: Sequence[str], prompt: str = "") -> dict[str, Any]:
+    """What the model takes of texts, padded to the longest, on the model's device."""
+    found = model.preprocess(list(texts), prompt=prompt or None)
+    return {name: value.to(model.device) if hasattr(value, "to") else value for name, value in found.items()}
+
+
+def batches(
+    model: "SentenceTransformer",
+    texts: Sequence[str],
+    lengths: Sequence[int] | None = None,
+    prompt: str = "",
+    budget: int = BATCH_TOKENS,
+) -> Iterator[Batch]:
+    """Texts in batches of like length, longest first, made one at a time.
+
+    `lengths`: how long each text is, in the units of `budget`; where it is None, in tokens, without the prompt.
+    """
+    lengths = [len(ids) for ids in token_ids(model, texts)] if lengths is None else lengths
+    for rows in length_sorted(lengths, budget):
+        yield Batch(rows, features_of(model, [texts[row] for row in rows], prompt))
+
+
+def original_order(rows: Iterable[Sequence[int]]) -> npt.NDArray[np.int64]:
+    """Where each text's result lies among those of all batches, int64 (texts,); `rows`: those of each batch, in turn."""
+    return np.argsort([row for each in rows for row in each])
+
+
 def real_rows(inputs: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
-    """The rows of real tokens: by the mask, or all where the model has dropped padding or pooled."""
+    """The rows of real tokens, (tokens, columns): by the mask, or all where the model has dropped padding or pooled."""
     if inputs.dim() == 3 and inputs.shape[:2] == mask.shape:
         return inputs[mask]
     return inputs.reshape(-1, inputs.shape[-1])

@@ -1,7 +1,7 @@
 """The fp32 reference: the source model as sentence-transformers runs it, in batches of like length.
 
 Pooling, prompts, truncation, Dense heads and normalisation are sentence-transformers' own, so a
-vector here differs from its `encode` by rounding alone.
+vector here differs from its `encode` by floating-point rounding alone.
 """
 
 import time
@@ -13,7 +13,7 @@ import numpy as np
 from tierexport.base.errors import SourceError
 from tierexport.base.libraries import import_sentence_transformers
 from tierexport.base.records import Encoded, Floats, Source
-from tierexport.model.batches import length_sorted, prompt_for, token_ids
+from tierexport.model.batches import batches, original_order, prompt_for, token_ids
 from tierexport.model.folder import modules, transformer_folder
 from tierexport.model.vector_store import VectorStore
 
@@ -26,31 +26,34 @@ BLOCK_TEXTS = 4096
 
 def open_model(source: Source, device: str = "cpu") -> "SentenceTransformer":
     """The source model in fp32, in evaluation mode. Raises SourceError when it can't be loaded."""
-    st = import_sentence_transformers()
-    import torch
-
-    torch.manual_seed(0)  # a pooler that the weights lack is drawn at random, the same every time
-    options = {"model_kwargs": {"dtype": torch.float32}, "device": device, "local_files_only": True}
     try:
-        if modules(source.path):
-            model = st.SentenceTransformer(str(source.path), **options)
-        else:
-            from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-
-            transformer = Transformer(str(source.path), model_args={"dtype": torch.float32})
-            pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=source.pooling)
-            model = st.SentenceTransformer(modules=[transformer, pooling, Normalize()], device=device)
-    except Exception as error:  # a stranger's files fail in any way
+        model = _loaded(source, device)
+    except Exception as error:  # files from elsewhere can fail in any way
         raise SourceError(f"{source.path}: sentence-transformers can't load this model: {error}") from error
     if source.max_tokens:
         model.max_seq_length = source.max_tokens
     model.prompts.update(source.prompts)
-    # sentence-transformers takes an empty "document" before a "passage" that says something
+    # sentence-transformers prefers an empty "document" prompt to a "passage" prompt that is not empty
     model.prompts.update(
         {name: prompt_for(model.prompts, kind) for name, kind in (("query", "query"), ("document", "passage"))}
     )
     model.eval()
     return model
+
+
+def _loaded(source: Source, device: str) -> "SentenceTransformer":
+    """The model as its modules.json says, or with the source's pooling after the transformer where it has none."""
+    st = import_sentence_transformers()
+    import torch
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    torch.manual_seed(0)  # a pooler that the weights lack is drawn at random, the same every time
+    kinds = {"dtype": torch.float32}
+    if modules(source.path):
+        return st.SentenceTransformer(str(source.path), model_kwargs=kinds, device=device, local_files_only=True)
+    transformer = Transformer(str(source.path), model_args=kinds)
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=source.pooling)
+    return st.SentenceTransformer(modules=[transformer, pooling, Normalize()], device=device)
 
 
 def check_complete(source: Source) -> None:
@@ -65,7 +68,7 @@ def check_complete(source: Source) -> None:
     try:
         known = auto_class(AutoConfig.from_pretrained(folder, local_files_only=True))
         _, found = known.from_pretrained(folder, output_loading_info=True, local_files_only=True)
-    except Exception as error:  # a stranger's files fail in any way
+    except Exception as error:  # files from elsewhere can fail in any way
         raise SourceError(f"{source.path}: transformers can't load this model: {error}") from error
     if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
         raise SourceError(
@@ -93,16 +96,15 @@ def encode(model: "SentenceTransformer", texts: Sequence[str], prompt: str, stor
 
 
 def _encode_block(model: "SentenceTransformer", texts: Sequence[str], lengths: Sequence[int], prompt: str) -> Floats:
+    """Vectors of texts, float32 (texts, dimensions); `lengths`: in tokens, with the prompt."""
     import torch
 
-    found: list[tuple[list[int], Floats]] = []
+    rows: list[Sequence[int]] = []
+    found: list[Floats] = []
     with torch.inference_mode():
-        for batch in length_sorted(lengths):
-            features = model.preprocess([texts[index] for index in batch], prompt=prompt or None)
-            features = {key: value.to(model.device) if hasattr(value, "to") else value for key, value in features.items()}
-            vectors = model(features)["sentence_embedding"][:, : model.truncate_dim]
-            found.append((batch, vectors.float().cpu().numpy()))
-    whole = np.zeros((len(texts), found[0][1].shape[1]), np.float32)
-    for batch, rows in found:
-        whole[batch] = rows
+        for batch in batches(model, texts, lengths, prompt):
+            vectors = model(dict(batch.features))["sentence_embedding"][:, : model.truncate_dim]
+            rows.append(batch.rows)
+            found.append(vectors.float().cpu().numpy())
+    whole: Floats = np.concatenate(found)[original_order(rows)]
     return whole

@@ -34,14 +34,14 @@ GROUPS = {
 }
 """Names a recipe may use for several roles at once."""
 
-KEPT_ROLE = "kept"
+UNQUANTIZED_ROLE = "kept"
 """Whatever no format quantizes: vectors, norms, position and type tables, relative biases, routers."""
 
 ROLES = tuple(dict.fromkeys([*ROLE_OF_BASE.values(), "head", "other"]))
 """Every role a recipe can claim, in the order in which they act."""
 
 _GGUF_NAME = re.compile(r"(?:(?:enc\.|dec\.)?blk\.(?P<layer>\d+)\.)?(?P<base>.+?)\.(?:weight|bias)")
-_KEPT_BASES = re.compile(r".*norm.*|position_embd|token_types|attn_rel_b.*|ffn_gate_inp.*|ssm_conv1d|shortconv\.conv")
+_UNQUANTIZED_BASES = re.compile(r".*norm.*|position_embd|token_types|attn_rel_b.*|ffn_gate_inp.*|ssm_conv1d|shortconv\.conv")
 
 
 def role_and_layer(gguf_name: str, shape: tuple[int, ...]) -> tuple[str, int | None]:
@@ -53,8 +53,8 @@ def role_and_layer(gguf_name: str, shape: tuple[int, ...]) -> tuple[str, int | N
     match = _GGUF_NAME.fullmatch(gguf_name)
     base = match["base"] if match else gguf_name
     layer = int(match["layer"]) if match and match["layer"] else None
-    if sum(size > 1 for size in shape) < 2 or _KEPT_BASES.fullmatch(base) or not gguf_name.endswith(".weight"):
-        return KEPT_ROLE, layer
+    if sum(size > 1 for size in shape) < 2 or _UNQUANTIZED_BASES.fullmatch(base) or not gguf_name.endswith(".weight"):
+        return UNQUANTIZED_ROLE, layer
     return ROLE_OF_BASE.get(base, "other" if layer is not None else "head"), layer
 
 

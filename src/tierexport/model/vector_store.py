@@ -1,4 +1,4 @@
-"""Token ids and vectors in a folder, as raw arrays."""
+"""Token ids and vectors in a folder, as raw arrays that are written batch by batch and mapped into memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ BLOCK_ROWS = 4096
 
 
 class VectorStore:
-    """Token ids and vectors on their way to a folder, appended as they come.
+    """Writes token ids and vectors to a folder.
 
-    The files are raw arrays: `lengths` (int64), `tokens` (int32), `vectors` (float32), and
-    `seconds`; whoever writes them in another process writes the same.
+    The files are raw arrays: `lengths` (int64), `tokens` (int32), `vectors` (float32), and `seconds`, a number in text.
+    `formats/gguf/worker.py` writes the same files in its subprocess.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,14 +26,14 @@ class VectorStore:
         self.texts = 0
 
     def add(self, tokens: Sequence[Sequence[int]], vectors: Floats) -> None:
-        """Append some texts' token ids and vectors."""
+        """Append some texts' token ids, and their vectors, float32 (texts, dimensions)."""
         self._append("lengths", np.array([len(ids) for ids in tokens], np.int64))
         self._append("tokens", np.array([token for ids in tokens for token in ids], np.int32))
         self._append("vectors", np.ascontiguousarray(vectors, np.float32))
         self.texts += len(tokens)
 
     def close(self, seconds: float) -> Encoded:
-        """Note how long it took, and open what was written."""
+        """Write how long encoding took, and open the files."""
         (self.folder / "seconds").write_text(repr(seconds))
         return open_encoded(self.folder)
 
@@ -43,7 +43,7 @@ class VectorStore:
 
 
 def open_encoded(folder: Path) -> Encoded:
-    """What a VectorStore left in a folder, mapped into memory."""
+    """The files of a VectorStore, mapped into memory."""
     lengths = np.fromfile(folder / "lengths", np.int64)
     return Encoded(
         lengths=lengths,
@@ -54,10 +54,11 @@ def open_encoded(folder: Path) -> Encoded:
 
 
 def _mapped(path: Path, dtype: "np.dtype[Any]") -> "npt.NDArray[Any]":
+    """A file's array; an empty file can't be mapped."""
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def not_finite(found: Encoded) -> npt.NDArray[np.int64]:
-    """Rows of vectors that hold NaN or infinity; read in chunks, for the vectors may be a memory map."""
+    """Rows of vectors that hold NaN or infinity, int64; read in chunks, for the vectors may be a memory map."""
     chunks = [~np.isfinite(found.vectors[rows]).all(1) for rows in blocks(len(found.vectors), BLOCK_ROWS)]
     return np.flatnonzero(np.concatenate(chunks)) if chunks else np.zeros(0, np.int64)

@@ -17,11 +17,24 @@ IQ4_NL_LEVELS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69
 
 
 @dataclass(frozen=True)
+class Affine:
+    """How levels become values: `scale · level + offset`, two float32 tensors of one shape."""
+
+    scale: "torch.Tensor"
+    offset: "torch.Tensor"
+
+    def values(self, levels: "torch.Tensor") -> "torch.Tensor":
+        """The values of levels, float32, of any shape that scale and offset broadcast to."""
+        return levels * self.scale + self.offset
+
+
+@dataclass(frozen=True)
 class Grid:
     """Blocks of `block` columns with levels `low` to `high`, or those of a table.
 
-    `affine`: blocks have an offset. `blocks`: how many of them share a frame, in whose steps their scales
-    and offsets are stored as integers up to `most`; 1 where each block stores its own, in `precision`.
+    `affine`: blocks have an offset. `super_block`: how many blocks form a super-block with a shared scale (and, where they
+    are affine, a shared scale of offsets), of which each block's own scale and offset are multiples by integers up to
+    `largest_multiple`; 1 where each block stores its own, in `precision`.
     `integer_offset`: the offset is a whole number of scales, from -`high` to -`low` of them.
     """
 
@@ -30,46 +43,48 @@ class Grid:
     high: int
     block: int = 32
     affine: bool = False
-    blocks: int = 1
-    most: int = 0
+    super_block: int = 1
+    largest_multiple: int = 0
     table: tuple[int, ...] = ()
     precision: str = "float16"
     integer_offset: bool = False
 
     def levels(self, values: "torch.Tensor") -> "torch.Tensor":
-        """The level nearest to each value, as float32."""
+        """The level nearest to each value, as float32, of the same shape."""
         if not self.table:
             return values.round().clamp_(self.low, self.high)
         halves = (2 * values).floor_().clamp_(2 * self.low, 2 * self.high)
         return _nearest_of(self.table)[halves.long() - 2 * self.low]
 
-    def frame(self, scales: "torch.Tensor", offsets: "torch.Tensor") -> "torch.Tensor | None":
-        """The steps (2, rows, 1) for the (rows, blocks) scales and offsets wished for; None where blocks store their own."""
+    def super_scales(self, blocks: Affine) -> "torch.Tensor | None":
+        """The scales of a super-block, float32 (2, rows, 1), for the wished scales and offsets (rows, blocks) of its blocks:
+        one of scales, one of offsets. None where each block stores its own.
+        """
         import torch
 
-        if self.blocks == 1:
+        if self.super_block == 1:
             return None
-        largest = torch.stack([scales.abs().amax(1, keepdim=True), (-offsets).amax(1, keepdim=True).clamp(min=0)])
-        return _rounded(largest / self.most, self.precision)
+        scales, offsets = blocks.scale.abs(), -blocks.offset
+        largest = torch.stack([scales.amax(1, keepdim=True), offsets.amax(1, keepdim=True).clamp(min=0)])
+        return _as_stored(largest / self.largest_multiple, self.precision)
 
-    def settle(
-        self, scales: "torch.Tensor", offsets: "torch.Tensor", frame: "torch.Tensor | None"
-    ) -> "tuple[torch.Tensor, torch.Tensor]":
-        """The nearest scales and offsets that can be stored, for any shape that a frame's steps broadcast to."""
-        if frame is not None:
-            lowest = 0 if self.affine else -self.most
-            steps = divided(scales, frame[0]).round().clamp(lowest, self.most)
-            lifts = divided(-offsets, frame[1]).round().clamp(0, self.most)
-            return frame[0] * steps, -(frame[1] * lifts)
-        scales = _rounded(scales, self.precision)
+    def storable(self, wished: Affine, super_scales: "torch.Tensor | None") -> Affine:
+        """The nearest scales and offsets that can be stored, for any shape that the super-block's scales broadcast to."""
+        scale, offset = wished.scale, wished.offset
+        if super_scales is not None:
+            lowest = 0 if self.affine else -self.largest_multiple
+            scales = divided(scale, super_scales[0]).round().clamp(lowest, self.largest_multiple)
+            offsets = divided(-offset, super_scales[1]).round().clamp(0, self.largest_multiple)
+            return Affine(super_scales[0] * scales, -(super_scales[1] * offsets))
+        scale = _as_stored(scale, self.precision)
         if self.integer_offset:
-            return scales, scales * divided(offsets, scales).round().clamp(-self.high, -self.low)
-        return scales, _rounded(offsets, self.precision)
+            return Affine(scale, scale * divided(offset, scale).round().clamp(-self.high, -self.low))
+        return Affine(scale, _as_stored(offset, self.precision))
 
 
 @functools.cache
 def _nearest_of(table: tuple[int, ...]) -> "torch.Tensor":
-    """The level nearest to each half step from the lowest level to the highest.
+    """The level nearest to each half step from the lowest level to the highest, float32 (2 · (highest - lowest) + 1,).
 
     Levels are whole, so they meet at multiples of 1/2, and what lies between two of those has one nearest.
     """
@@ -87,8 +102,8 @@ def divided(values: "torch.Tensor", by: "torch.Tensor") -> "torch.Tensor":
     return torch.where(by == 0, 0.0, values / torch.where(by == 0, 1.0, by))
 
 
-def _rounded(values: "torch.Tensor", precision: str) -> "torch.Tensor":
-    """Values as `precision` stores them; beyond its range they would not be finite, so they end there."""
+def _as_stored(values: "torch.Tensor", precision: str) -> "torch.Tensor":
+    """Values as `precision` stores them, float32; beyond its range they would not be finite, so they end there."""
     import torch
 
     kind = getattr(torch, precision)
@@ -105,9 +120,9 @@ GGUF_GRIDS: Mapping[str, Grid] = {
         Grid("Q4_1", 0, 15, affine=True),
         Grid("Q5_1", 0, 31, affine=True),
         Grid("IQ4_NL", -127, 113, table=IQ4_NL_LEVELS),
-        Grid("Q4_K", 0, 15, affine=True, blocks=8, most=63),
-        Grid("Q5_K", 0, 31, affine=True, blocks=8, most=63),
-        Grid("Q6_K", -32, 31, block=16, blocks=16, most=127),
+        Grid("Q4_K", 0, 15, affine=True, super_block=8, largest_multiple=63),
+        Grid("Q5_K", 0, 31, affine=True, super_block=8, largest_multiple=63),
+        Grid("Q6_K", -32, 31, block=16, super_block=16, largest_multiple=127),
     )
 }
 """The native types of GGUF that error feedback is implemented for."""

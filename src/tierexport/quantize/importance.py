@@ -4,36 +4,33 @@ Knows nothing of formats: importance is keyed by the Hugging Face names of the w
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
 from tierexport.base.errors import CalibrationError
-from tierexport.base.records import Floats, Importance, Text
-from tierexport.model.batches import length_sorted, prompt_for, real_rows, token_ids
+from tierexport.base.records import Importance, Text
+from tierexport.model.batches import batches, prompted, real_rows
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
 def measure_importance(
-    model: "SentenceTransformer", texts: Sequence[Text], dataset: str, step: Callable[[int], None] = lambda _: None
+    model: "SentenceTransformer", texts: Sequence[Text], dataset: str, progress: Callable[[int], None] = lambda _: None
 ) -> Importance:
     """Sum of squared inputs of every Linear over `texts`, padding left out, in float64.
 
-    `step` hears how many texts were done. Raises CalibrationError when no token reaches a Linear.
+    `progress`: called with the number of texts done since the last call. Raises CalibrationError when no token reaches a
+    Linear.
     """
-    import torch
-
-    prompted = [prompt_for(model.prompts, text.kind) + text.text for text in texts]
-    lengths = [len(ids) for ids in token_ids(model, prompted)]
     observer = _Observer()
     with observer.attached(model.transformers_model), torch.inference_mode():
-        for batch in length_sorted(lengths):
-            features = model.preprocess([prompted[index] for index in batch])
-            observer.mask = features["attention_mask"].bool()
-            model(features)
-            step(len(batch))
+        for batch in batches(model, prompted(model.prompts, texts)):
+            observer.mask = batch.mask
+            model(dict(batch.features))
+            progress(len(batch.rows))
     if not observer.sums:
         raise CalibrationError("no Linear of the model saw a token: are the calibration texts empty?")
     return Importance(
@@ -48,17 +45,13 @@ class _Observer:
     """Hooks on every Linear; `mask` marks the real tokens of the batch that is running."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Any] = {}
+        self.sums: dict[str, torch.Tensor] = {}
         self.counts: dict[str, int] = {}
         self.mask: Any = None
 
-    def attached(self, model: Any) -> Any:
+    def attached(self, model: torch.nn.Module) -> ExitStack:
         """A context in which every Linear of the model is watched."""
-        import contextlib
-
-        import torch
-
-        stack = contextlib.ExitStack()
+        stack = ExitStack()
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear):
                 handle = module.register_forward_pre_hook(self._hook(name))
@@ -73,16 +66,3 @@ class _Observer:
             self.counts[name] = self.counts.get(name, 0) + len(rows)
 
         return watch
-
-
-def floored(means: Floats) -> Floats:
-    """Importance with its zeros lifted to a millionth of the mean, or to 1 where all is zero.
-
-    ggml turns a block whose importance is zero throughout into zero weights (Q4_0, Q5_0, Q2_K to
-    Q6_K, the IQ4 types); an input that no calibration text used is rare, not impossible. What has
-    been floored is returned as it is, so that doing it twice changes no bit.
-    """
-    floor = means.mean(dtype=np.float64) * 1e-6
-    if not floor > 0:
-        return np.ones_like(means)
-    return means if means.min() >= floor / 2 else np.maximum(means, np.float32(floor))

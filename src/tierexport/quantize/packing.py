@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from tierexport.quantize.gptq import Codes
+from tierexport.quantize.codes import Codes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -22,9 +22,9 @@ def pack(codes: Codes) -> Bytes:
 
 
 def _blocks(codes: Codes, lowest: int = 0) -> Bytes:
-    """Levels from 0 on, a row per block that has a scale or frame of its own."""
+    """Levels from 0 on, a row per block, or per super-block where blocks share a scale."""
     levels = codes.levels.numpy().astype(np.int16) - lowest
-    return levels.astype(np.uint8).reshape(-1, codes.grid.block * codes.grid.blocks)
+    return levels.astype(np.uint8).reshape(-1, codes.grid.block * codes.grid.super_block)
 
 
 def _halves(values: "npt.NDArray[np.float32]") -> Bytes:
@@ -62,9 +62,9 @@ def _iq4_nl(codes: Codes) -> list[Bytes]:
 
 
 def _k4_or_k5(codes: Codes) -> list[Bytes]:
-    """Q4_K, Q5_K: two float16 steps, eight 6-bit scales and offsets in twelve bytes, fifth bits, the other four."""
+    """Q4_K, Q5_K: two float16 super-block scales, eight 6-bit scales and offsets, fifth bits, the other four."""
     levels = _blocks(codes)
-    scales, offsets = _steps(codes, codes.scales.numpy(), 0), _steps(codes, -codes.offsets.numpy(), 1)
+    scales, offsets = _multiples(codes, codes.scales.numpy(), 0), _multiples(codes, -codes.offsets.numpy(), 1)
     first, last = (slice(0, 4), slice(4, 8))
     packed = [
         scales[:, first] | (scales[:, last] >> FOUR << SIX),
@@ -72,28 +72,37 @@ def _k4_or_k5(codes: Codes) -> list[Bytes]:
         (scales[:, last] & NIBBLE) | (offsets[:, last] & NIBBLE) << FOUR,
     ]
     fifth = [_fields(levels >> FOUR, 1, 32)] if codes.grid.high > 15 else []
-    return [_halves(_frames(codes, 0)), _halves(_frames(codes, 1)), *packed, *fifth, _fields(levels & NIBBLE, 4, 32)]
+    return [
+        _halves(_super_scales(codes, 0)),
+        _halves(_super_scales(codes, 1)),
+        *packed,
+        *fifth,
+        _fields(levels & NIBBLE, 4, 32),
+    ]
 
 
 def _q6_k(codes: Codes) -> list[Bytes]:
-    """Q6_K: the lower four bits, the upper two, sixteen 8-bit scales, the float16 step."""
+    """Q6_K: the lower four bits, the upper two, sixteen 8-bit scales, the super-block's float16 scale."""
     levels = _blocks(codes, codes.grid.low)
     low = _fields(levels & NIBBLE, 4, 64)
-    return [low, _fields(levels >> FOUR, 2, 32), _steps(codes, codes.scales.numpy(), 0), _halves(_frames(codes, 0))]
+    return [low, _fields(levels >> FOUR, 2, 32), _multiples(codes, codes.scales.numpy(), 0), _halves(_super_scales(codes, 0))]
 
 
-def _frames(codes: Codes, which: int) -> "npt.NDArray[np.float32]":
-    if codes.frames is None:
-        raise ValueError(f"blocks of {codes.grid.name} share frames, and these codes have none")
-    found: npt.NDArray[np.float32] = codes.frames[which].numpy()
+def _super_scales(codes: Codes, which: int) -> "npt.NDArray[np.float32]":
+    if codes.super_scales is None:
+        raise ValueError(f"blocks of {codes.grid.name} share a super-block's scale, and these codes have none")
+    found: npt.NDArray[np.float32] = codes.super_scales[which].numpy()
     return found
 
 
-def _steps(codes: Codes, values: "npt.NDArray[np.float32]", which: int) -> Bytes:
-    """How many steps of the frame each block's scale or offset is: uint8 (frames, blocks), two's complement."""
-    frames = np.repeat(_frames(codes, which), codes.grid.blocks, axis=1)
-    steps = np.divide(values, frames, out=np.zeros_like(values), where=frames != 0)
-    return np.rint(steps).astype(np.int8).view(np.uint8).reshape(-1, codes.grid.blocks)
+def _multiples(codes: Codes, values: "npt.NDArray[np.float32]", which: int) -> Bytes:
+    """Each block's scale or offset as an integer in units of its super-block's: uint8 (super-blocks, blocks), two's complement.
+
+    `values`: float32 (rows, blocks); `which`: 0 for scales, 1 for offsets.
+    """
+    units = np.repeat(_super_scales(codes, which), codes.grid.super_block, axis=1)
+    multiples = np.divide(values, units, out=np.zeros_like(values), where=units != 0)
+    return np.rint(multiples).astype(np.int8).view(np.uint8).reshape(-1, codes.grid.super_block)
 
 
 _PACKERS: Mapping[str, Callable[[Codes], list[Bytes]]] = {

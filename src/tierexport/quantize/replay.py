@@ -1,27 +1,29 @@
-"""Runs a model one layer at a time over the same texts, each layer from what the one before it gave.
+"""Runs a model one layer at a time over the same texts, each layer on the stored output of the one before it.
 
-The model calls its own layers, masks and all; those that had their turn only hand over what was kept.
+The model calls its own layers, masks and all; those before the layer in question are replaced by functions that return
+the stored output.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from tierexport.base.errors import PlanError
 from tierexport.base.records import Text
 from tierexport.datasets.calibration import spread
-from tierexport.model.batches import length_sorted, prompt_for, real_rows, token_ids
+from tierexport.model.batches import batches, prompted, real_rows, token_ids
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers import SentenceTransformer
 
 State = Any
 """What a layer returned for one batch, which is what the next one gets."""
 
 
-class _EnoughError(Exception):
-    """What was wanted of a pass has been seen."""
+class _StopForwardError(Exception):
+    """Ends a forward pass once the wanted tensor has been seen."""
 
 
 class Replay:
@@ -31,26 +33,25 @@ class Replay:
         """`tokens`: how many to read at most; where there are more, texts are taken at even distances."""
         self._model = model
         self.layers = layer_modules(model.transformers_model)
-        prompted = [prompt_for(model.prompts, text.kind) + text.text for text in texts]
-        total = sum(len(ids) for ids in token_ids(model, prompted))
-        prompted = spread(prompted, max(len(prompted) * tokens // max(total, 1), 1))
-        lengths = [len(ids) for ids in token_ids(model, prompted)]
-        self._features = [model.preprocess([prompted[row] for row in rows]) for rows in length_sorted(lengths)]
-        self.batches = range(len(self._features))
+        read = prompted(model.prompts, texts)
+        total = sum(len(ids) for ids in token_ids(model, read))
+        read = spread(read, max(len(read) * tokens // max(total, 1), 1))
+        self.batches = list(batches(model, read))
 
-    def linears(self, layer: int) -> "dict[str, torch.nn.Linear]":
+    def linears(self, layer: int) -> dict[str, torch.nn.Linear]:
         """The Linears of a layer by the names of their weights in the whole model."""
-        import torch
-
         inside = set(self.layers[layer].modules())
         every = self._model.transformers_model.named_modules()
         return {f"{name}.weight": each for name, each in every if isinstance(each, torch.nn.Linear) and each in inside}
 
-    def stages(self, layer: int, state: State) -> list[list[str]]:
-        """The weights of a layer in the order in which they act, those that share an input together."""
+    def same_inputs(self, layer: int, state: State) -> list[list[str]]:
+        """The weights of a layer in the order in which they are applied, those that share an input together.
+
+        `state`: the layer's input for the first batch.
+        """
         found: list[tuple[torch.Tensor, list[str]]] = []
 
-        def watch(name: str, inputs: "torch.Tensor") -> None:
+        def watch(name: str, inputs: torch.Tensor) -> None:
             if found and found[-1][0] is inputs:
                 found[-1][1].append(name)
             else:
@@ -60,39 +61,35 @@ class Replay:
         self._pass(layer, 0, state, hooks)
         return [names for _, names in found]
 
-    def inputs(self, layer: int, batch: int, state: State, name: str) -> "torch.Tensor":
+    def inputs(self, layer: int, batch: int, state: State, name: str) -> torch.Tensor:
         """What a Linear of a layer gets for a batch: float32 (real tokens, columns)."""
         found = []
 
-        def watch(_: Any, inputs: "tuple[torch.Tensor, ...]") -> None:
-            found.append(self._real_rows(batch, inputs[0]))
-            raise _EnoughError
+        def watch(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            found.append(real_rows(inputs[0], self.batches[batch].mask))
+            raise _StopForwardError
 
         self._pass(layer, batch, state, {name: watch})
         return found[0]
 
-    def trace(self, layer: int, batch: int, state: State, names: Iterable[str] = ()) -> "tuple[dict[str, torch.Tensor], State]":
+    def trace(self, layer: int, batch: int, state: State, names: Iterable[str] = ()) -> tuple[dict[str, torch.Tensor], State]:
         """What these Linears of a layer get for a batch, as `inputs` gives it, and what the layer returns."""
         found: dict[str, torch.Tensor] = {}
 
-        def watch(name: str, inputs: "torch.Tensor") -> None:
-            found.setdefault(name, self._real_rows(batch, inputs))  # the first call's, as in `inputs`
+        def watch(name: str, inputs: torch.Tensor) -> None:
+            found.setdefault(name, real_rows(inputs, self.batches[batch].mask))  # the first call's, as in `inputs`
 
         hooks = {name: lambda _, inputs, name=name: watch(name, inputs[0]) for name in names}
         output = self._pass(layer, batch, state, hooks)
         return found, output
 
-    def _real_rows(self, batch: int, inputs: "torch.Tensor") -> "torch.Tensor":
-        return real_rows(inputs, self._features[batch]["attention_mask"].bool())
-
     def _pass(self, layer: int, batch: int, state: State, hooks: dict[str, Callable[..., None]]) -> State:
-        import torch
-
+        """What a layer returns for a batch and its input `state`, with hooks on its Linears; None where a hook ends it."""
         found = []
 
         def done(_: Any, __: Any, output: State) -> None:
             found.append(output)
-            raise _EnoughError
+            raise _StopForwardError
 
         with ExitStack() as stack, torch.inference_mode():
             for earlier in self.layers[:layer]:
@@ -102,19 +99,18 @@ class Replay:
             for name, hook in hooks.items():
                 stack.callback(linears[name].register_forward_pre_hook(hook).remove)
             stack.callback(self.layers[layer].register_forward_hook(done).remove)
-            with suppress(_EnoughError):
-                self._model(dict(self._features[batch]))
+            with suppress(_StopForwardError):
+                self._model(dict(self.batches[batch].features))
         return found[0] if found else None
 
 
-def layer_modules(model: Any) -> "list[torch.nn.Module]":
+def layer_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
     """The layers of an encoder: the list of modules that holds most of its Linears.
 
     Raises PlanError for a model that has none.
     """
-    import torch
 
-    def linears(module: "torch.nn.Module") -> int:
+    def linears(module: torch.nn.Module) -> int:
         return sum(isinstance(each, torch.nn.Linear) for each in module.modules())
 
     lists: list[torch.nn.ModuleList] = [each for each in model.modules() if isinstance(each, torch.nn.ModuleList)]

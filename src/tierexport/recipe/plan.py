@@ -12,10 +12,10 @@ from typing import Protocol
 from tierexport.base.errors import RecipeError
 from tierexport.base.records import Source, Tensor, TextSet
 from tierexport.datasets.calibration import text_set
-from tierexport.model.roles import KEPT_ROLE, expand
+from tierexport.model.roles import UNQUANTIZED_ROLE, expand
 from tierexport.recipe.planned import FormatPlan, PlannedTensor
 from tierexport.recipe.ranges import layer_range
-from tierexport.recipe.schema import KEPT, Recipe, Rule, Tier
+from tierexport.recipe.schema import UNQUANTIZED, Recipe, Rule, Tier
 
 
 class PlannedFormat(Protocol):
@@ -121,8 +121,8 @@ def _row(fmt: PlannedFormat, tensor: Tensor, claims: Sequence[_Claim], recipe: R
 
 
 def _tier(tensor: Tensor, claims: Sequence[_Claim], recipe: Recipe) -> Tier:
-    if tensor.role == KEPT_ROLE:
-        return KEPT
+    if tensor.role == UNQUANTIZED_ROLE:
+        return UNQUANTIZED
     found = [claim for claim in claims if claim.takes(tensor)]
     if len(found) != 1:
         raise _not_claimed_once(tensor, found, claims)

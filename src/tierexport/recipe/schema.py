@@ -138,7 +138,7 @@ class Tier:
     ] = field(default_factory=dict)  # fmt: skip
 
 
-KEPT = Tier("kept", 32)
+UNQUANTIZED = Tier("kept", 32)
 """Norms, biases, position and type tables: too few to matter in bytes, so fp32 in every format."""
 
 

@@ -103,10 +103,10 @@ def map_picture(found: ModelMap, kind: str) -> bytes:
         does.axvline(found.binding_layer, color="0.5", linestyle=":", label="binding layer")
     does.set_title(f"{found.model}: what each layer does", loc="left")
     does.set_ylim(bottom=min(0, does.get_ylim()[0]))
-    bits = sorted({each.bits for each in found.damages})
+    bits = sorted({each.bits for each in found.sensitivities})
     width = 0.8 / len(bits)
     for number, each in enumerate(bits):
-        rounded = [damage for damage in found.damages if damage.bits == each]
+        rounded = [damage for damage in found.sensitivities if damage.bits == each]
         beside = [layer + (number - (len(bits) - 1) / 2) * width for layer in layers]
         costs.bar(beside, [damage.loss for damage in rounded], width, label=f"at {each} bits")
         keeps.plot(layers, [damage.top10_retention for damage in rounded], "o-", label=f"at {each} bits")

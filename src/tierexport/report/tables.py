@@ -13,7 +13,7 @@ from tierexport.artifact.verdicts import Fidelity, Verification
 from tierexport.formats.header import Omitted
 from tierexport.formats.inspection import Inspection
 from tierexport.metrics.similarity import SIMILARITIES
-from tierexport.model.roles import KEPT_ROLE, ROLES
+from tierexport.model.roles import ROLES, UNQUANTIZED_ROLE
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
 from tierexport.report.comparison import Compared
@@ -164,12 +164,12 @@ def compare_table(compared: Sequence[Compared]) -> Table:
 
 def map_table(found: ModelMap) -> Table:
     """A row per layer: what it does, and what rounding it alone costs."""
-    bits = sorted({each.bits for each in found.damages})
+    bits = sorted({each.bits for each in found.sensitivities})
     names = ("layer", "rewrites", "same word", "same text", "largest dims", "anisotropy",
              *(f"{part} at {each} bits" for each in bits for part in ("1−cos", "top-10")))  # fmt: skip
     table = new_table(f"{found.model}, {found.texts} texts", *names, right=names)
     for each in found.readings:
-        costs = [damage for damage in found.damages if damage.layer == each.layer]
+        costs = [damage for damage in found.sensitivities if damage.layer == each.layer]
         table.add_row(
             str(each.layer), f"{each.rewrite:.3f}", f"{each.same_word:.3f}", f"{each.same_text:.3f}",
             f"{each.largest_share:.3f}", f"{each.anisotropy:.3f}",
@@ -239,11 +239,11 @@ def _layer_map(title: str, tensors: Iterable[StoredTensor]) -> Table:
     """Rows are tables, layers and heads, columns roles, cells the types stored there; last what no format crushes."""
     cells: dict[tuple[int | None, str], list[str]] = {}
     for each in tensors:
-        layer = None if each.tensor.role == KEPT_ROLE else each.tensor.layer
+        layer = None if each.tensor.role == UNQUANTIZED_ROLE else each.tensor.layer
         cells.setdefault((layer, each.tensor.role), []).append(each.type)
     layers = sorted({layer for layer, _ in cells if layer is not None})
     roles = [role for role in ROLES if any(layer is not None and role == other for layer, other in cells)]
-    outside = {role: _types(cells[None, role]) for role in (*ROLES, KEPT_ROLE) if (None, role) in cells}
+    outside = {role: _types(cells[None, role]) for role in (*ROLES, UNQUANTIZED_ROLE) if (None, role) in cells}
     table = new_table(title, "layer", "outside the layers", *roles)
     if ROLES[0] in outside:
         table.add_row(ROLES[0], outside.pop(ROLES[0]))
@@ -252,7 +252,7 @@ def _layer_map(title: str, tensors: Iterable[StoredTensor]) -> Table:
     if len(layers) > MOST_LAYERS:
         table.add_row(f"and {len(layers) - MOST_LAYERS:,} more")
     for role, types in outside.items():
-        table.add_row("norms, biases, positions" if role == KEPT_ROLE else role, types)
+        table.add_row("norms, biases, positions" if role == UNQUANTIZED_ROLE else role, types)
     return table
 
 

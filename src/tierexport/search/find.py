@@ -1,4 +1,4 @@
-"""Finds the recipe of the least loss under a budget, or the smallest without one that retrieval can tell."""
+"""Finds the recipe of the least loss under a budget, or the smallest whose retrieval is not significantly below fp32's."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ TOLERANCE = 0.01
 
 
 def search(model: str, bits: float | None, size: int | None, out: Path | None) -> Found:
-    """The recipe of least damage whose GGUF takes at most `size` bytes, or `bits` per parameter.
+    """The recipe of least predicted loss whose GGUF takes at most `size` bytes, or `bits` per parameter.
 
     It is written to `out`, or to MODEL-BUDGET.toml. Raises InputError for a
     budget that nothing fits, with the smallest that something does.
@@ -30,7 +30,7 @@ def search(model: str, bits: float | None, size: int | None, out: Path | None) -
 
 
 def search_lossless(model: str, data: str, out: Path | None) -> Found:
-    """The smallest recipe whose NDCG@10 on a retrieval set the interval can't tell from fp32's.
+    """The smallest recipe whose NDCG@10 on a retrieval set is not significantly below fp32's: the 95 % interval reaches zero.
 
     `data` names the set. Sizes are halved until 1 % is left, which
     supposes that a larger budget is never worse. Raises InputError.
@@ -38,7 +38,7 @@ def search_lossless(model: str, data: str, out: Path | None) -> Found:
     study = Study(model)
     out = out or Path(f"{study.source.name}-lossless.toml")
     _check_replaceable(out)
-    judge = RetrievalJudge(study.bench, study.source, read_retrieval_set(data, Path()))
+    judge = RetrievalJudge(study.trial, study.source, read_retrieval_set(data, Path()))
     low, high = study.smallest, study.largest
     with stage("Halving the budget") as running:
         while high - low > high * TOLERANCE:
@@ -50,6 +50,7 @@ def search_lossless(model: str, data: str, out: Path | None) -> Found:
 
 
 def _check_replaceable(out: Path) -> None:
+    """Raises RecipeError for a name that no recipe can have, and for a file that a search did not write."""
     if not re.fullmatch(FILE_NAME, out.stem):
         raise RecipeError(f"{out} names a recipe {out.stem!r}, and a name has letters, digits, . _ - only: name another --out")
     if out.exists() and (not out.is_file() or MARK not in out.read_text("utf-8", "replace")):

@@ -1,5 +1,7 @@
 """Bytes against loss: searched sizes beside the shipped recipes and llama.cpp's stock types."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,10 +12,10 @@ from tierexport.datasets.calibration import screen
 from tierexport.model.encoder import open_model
 from tierexport.recipe.plan import Plan
 from tierexport.search.allocate import predicted
-from tierexport.search.bench import Bench
 from tierexport.search.found import Frontier, Point
 from tierexport.search.stock import STOCK
 from tierexport.search.study import Study
+from tierexport.search.trial import TrialModel
 
 CURVE_POINTS = 12
 """Sizes searched along the curve, beside those of the points with names."""
@@ -27,18 +29,36 @@ def frontier(model: str) -> Frontier:
     layer. Raises InputError or MachineError.
     """
     study = Study(model)
-    judge = Bench(open_model(study.source), [Text(text, "passage") for text in screen()], study.tensors, study.imatrix)
+    points = _Points(study)
+    named = [points.stock(native) for native in STOCK]
+    named += [points.built("shipped", path.stem, study.shipped(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
+    return Frontier(study.source.name, (*named, *_curve(study, points, named)))
 
-    def point(kind: str, name: str, size: int, loss: npt.NDArray[np.float64], expected: float | None = None) -> Point:
-        return Point(kind, name, size, 8 * size / study.parameters, float(loss.mean()), expected)
 
-    def built(kind: str, name: str, made: Plan, expected: float | None = None) -> Point:
-        size, rounded = study.as_built(made)
-        return point(kind, name, size, judge.loss(judge.encode(rounded)), expected)
+class _Points:
+    """Points of one model, all judged on the same sentences."""
 
-    stock = {native: study.stock(native) for native in STOCK}
-    named = [point("llama.cpp", native, size, judge.damage(types)) for native, (size, types) in stock.items()]
-    named += [built("shipped", path.stem, study.shipped(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
+    def __init__(self, study: Study) -> None:
+        texts = [Text(text, "passage") for text in screen()]
+        self._study = study
+        self._trial = TrialModel(open_model(study.source), texts, study.tensors, study.imatrix)
+
+    def stock(self, native: str) -> Point:
+        """The point of a stock type of llama.cpp."""
+        size, types = self._study.stock(native)
+        return self._point("llama.cpp", native, size, self._trial.sensitivity(types))
+
+    def built(self, kind: str, name: str, made: Plan, expected: float | None = None) -> Point:
+        """The point of a plan, rounded as a build would; `expected`: the loss predicted for it."""
+        size, rounded = self._study.as_built(made)
+        return self._point(kind, name, size, self._trial.loss(self._trial.encode(rounded)), expected)
+
+    def _point(self, kind: str, name: str, size: int, loss: npt.NDArray[np.float64], expected: float | None = None) -> Point:
+        return Point(kind, name, size, 8 * size / self._study.parameters, float(loss.mean()), expected)
+
+
+def _curve(study: Study, points: _Points, named: Sequence[Point]) -> list[Point]:
+    """Searched points: at CURVE_POINTS sizes, and at the sizes of the points with names."""
     largest = max(each.bytes for each in named)
     budgets = [("", int(size)) for size in np.geomspace(study.smallest, largest, CURVE_POINTS)]
     budgets += [(each.name, each.bytes) for each in named if each.bytes >= study.smallest]
@@ -48,6 +68,6 @@ def frontier(model: str) -> Frontier:
         for name, budget in budgets:
             choice = study.within(budget)
             made = study.plan({group: option.native for group, option in choice.items()}, "searched")
-            curve.append(built("searched", name, made, predicted(choice)))
+            curve.append(points.built("searched", name, made, predicted(choice)))
             running.step()
-    return Frontier(study.source.name, (*named, *curve))
+    return curve

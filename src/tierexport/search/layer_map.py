@@ -1,4 +1,4 @@
-"""The map of a model: what each layer does beside what rounding it alone costs."""
+"""The map of a model: what each layer does, beside the vectors' sensitivity to rounding it alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,15 +10,15 @@ from tierexport.base.errors import PlanError
 from tierexport.base.records import Tensor
 from tierexport.formats.gguf.types import NATIVE_OF_BITS, fits
 from tierexport.metrics.similarity import neighbours_kept
-from tierexport.search.bench import Bench
 from tierexport.search.layers import LayerReading, binding_layer
+from tierexport.search.trial import TrialModel
 
 CAUSAL_BITS = (4, 8)
 READINGS = tuple(each.name for each in fields(LayerReading) if each.name != "layer")
 
 
 @dataclass(frozen=True)
-class LayerDamage:
+class LayerSensitivity:
     """What rounding one layer alone, at `bits`, does to the pooled vector.
 
     `loss`: mean of 1 − cosine to fp32; `top10_retention`: share of each text's ten nearest that stay.
@@ -41,37 +41,40 @@ class ModelMap:
     model: str
     texts: int
     readings: tuple[LayerReading, ...]
-    damages: tuple[LayerDamage, ...]
+    sensitivities: tuple[LayerSensitivity, ...]
     binding_layer: int | None
     correlations: Mapping[str, float | None]
 
     def as_json(self) -> dict[str, Any]:
         """As `map --json` prints it."""
-        return asdict(self)
+        fields = asdict(self)
+        return {"damages" if name == "sensitivities" else name: each for name, each in fields.items()}
 
     def as_toml(self) -> dict[str, Any]:
         """The `[map]` table of a file in `models/`: a list over layers for each reading and loss."""
         table: dict[str, Any] = {"texts": self.texts}
         table |= {name: [round(getattr(each, name), 4) for each in self.readings] for name in READINGS}
         for bits in CAUSAL_BITS:
-            table[f"loss_at_{bits}_bits"] = [round(each.loss, 6) for each in self.damages if each.bits == bits]
+            table[f"loss_at_{bits}_bits"] = [round(each.loss, 6) for each in self.sensitivities if each.bits == bits]
         return {"map": table | ({"binding_layer": self.binding_layer} if self.binding_layer is not None else {})}
 
 
-def draw_map(model: str, texts: int, readings: Sequence[LayerReading], damages: Sequence[LayerDamage]) -> ModelMap:
-    """Readings and damages of every layer as one map."""
-    crushed = [each.loss for each in damages if each.bits == min(CAUSAL_BITS)]
-    correlations = {name: _spearman([getattr(each, name) for each in readings], crushed) for name in READINGS}
-    return ModelMap(model, texts, tuple(readings), tuple(damages), binding_layer(readings), correlations)
+def draw_map(model: str, texts: int, readings: Sequence[LayerReading], sensitivities: Sequence[LayerSensitivity]) -> ModelMap:
+    """Readings and sensitivities of every layer as one map."""
+    losses = [each.loss for each in sensitivities if each.bits == min(CAUSAL_BITS)]
+    correlations = {name: _spearman([getattr(each, name) for each in readings], losses) for name in READINGS}
+    return ModelMap(model, texts, tuple(readings), tuple(sensitivities), binding_layer(readings), correlations)
 
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rho; None for fewer than three values, or where all are alike."""
     if len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
         return None
     return float(stats.spearmanr(a, b).statistic)
 
 
 def _type_of(tensor: Tensor, bits: int) -> str:
+    """The first GGUF type of so many bits that a tensor can take. Raises PlanError where there is none."""
     found = next((each for each in NATIVE_OF_BITS[bits] if fits(tensor, each)), None)
     if found is None:
         raise PlanError(
@@ -81,10 +84,10 @@ def _type_of(tensor: Tensor, bits: int) -> str:
     return found
 
 
-def damage_of(bench: Bench, layer: int, tensors: Sequence[Tensor], bits: int) -> LayerDamage:
+def layer_sensitivity(trial: TrialModel, layer: int, tensors: Sequence[Tensor], bits: int) -> LayerSensitivity:
     """Round a layer's tensors, each to the type that a tier of so many bits gives it. Raises PlanError where none fits."""
     types = {tensor.name: _type_of(tensor, bits) for tensor in tensors}
-    with bench.rounded(types):
-        vectors = bench.encode(bench.model)
-    kept = neighbours_kept(bench.reference, vectors)
-    return LayerDamage(layer, bits, float(bench.loss(vectors).mean()), float(kept.mean()))
+    with trial.rounded(types):
+        vectors = trial.encode(trial.model)
+    kept = neighbours_kept(trial.reference, vectors)
+    return LayerSensitivity(layer, bits, float(trial.loss(vectors).mean()), float(kept.mean()))

@@ -1,4 +1,4 @@
-"""What each layer does to its input, read off the hidden states of fp32: cheap to measure, and a hint."""
+"""What each layer does to its input, measured on the hidden states of fp32: a cheap hint at its sensitivity."""
 
 import itertools
 from collections import Counter
@@ -11,13 +11,16 @@ import numpy.typing as npt
 
 from tierexport.base.records import Floats, Text
 from tierexport.metrics.similarity import normalized
-from tierexport.model.batches import length_sorted, prompt_for
+from tierexport.model.batches import batches, prompted, tokenized
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 LARGEST = 4
 """How many dimensions count as the few largest."""
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+"""What transformers' encoders take of a batch's features."""
 
 MOST_WORDS = 2000
 """Tokens whose neighbours are looked for, so that the similarities stay small."""
@@ -46,7 +49,7 @@ class LayerReading:
 
 def read_layers(model: "SentenceTransformer", texts: Sequence[Text]) -> tuple[LayerReading, ...]:
     """Read every layer over the texts, each with its prompt."""
-    tokens = _Tokens(model, [prompt_for(model.prompts, text.kind) + text.text for text in texts])
+    tokens = _Tokens(model, prompted(model.prompts, texts))
     states = tokens.states()
     return tuple(_read(layer, before, after, tokens) for layer, (before, after) in enumerate(itertools.pairwise(states)))
 
@@ -61,13 +64,12 @@ class _Tokens:
 
     def __init__(self, model: "SentenceTransformer", texts: Sequence[str]) -> None:
         self._model = model
-        found = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length, return_offsets_mapping=True)
-        self.batches = [
-            (rows, model.preprocess([texts[row] for row in rows])) for rows in length_sorted(list(map(len, found["input_ids"])))
-        ]
+        found = tokenized(model, texts, offsets=True)
+        self.batches = list(batches(model, texts, [len(ids) for ids in found["input_ids"]]))
         words = [_words(text, found.word_ids(row), found["offset_mapping"][row]) for row, text in enumerate(texts)]
-        self.texts = np.array([row for rows, _ in self.batches for row in rows for _ in words[row]])
-        self.words = np.array([word for rows, _ in self.batches for row in rows for word in words[row]])
+        order = [row for batch in self.batches for row in batch.rows]
+        self.texts = np.array([row for row in order for _ in words[row]])
+        self.words = np.array([word for row in order for word in words[row]])
 
     def states(self) -> list[Floats]:
         """Float32 (tokens, width) before the first layer and after each."""
@@ -75,13 +77,10 @@ class _Tokens:
 
         parts: list[list[Floats]] = []
         with torch.inference_mode():
-            for _, features in self.batches:
-                inputs = {
-                    name: features[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in features
-                }
+            for batch in self.batches:
+                inputs = {name: batch.features[name] for name in INPUTS if name in batch.features}
                 hidden = self._model.transformers_model(**inputs, output_hidden_states=True).hidden_states
-                mask = features["attention_mask"].bool()
-                parts.append([each[mask].float().numpy() for each in hidden])
+                parts.append([each[batch.mask].float().numpy() for each in hidden])
         return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
     def shared(self) -> npt.NDArray[np.int64]:
@@ -102,17 +101,24 @@ def _words(text: str, numbers: Sequence[int | None], spans: Sequence[tuple[int, 
 
 
 def _read(layer: int, before: Floats, after: Floats, tokens: _Tokens) -> LayerReading:
+    """The reading of a layer from its input and output, float32 (tokens, width) each."""
     unit = normalized(after)
     same_word, same_text = _neighbours(unit, tokens)
     squared = np.square(after.astype(np.float64))
     return LayerReading(
         layer=layer,
-        rewrite=float((np.linalg.norm(after - before, axis=1) / np.maximum(np.linalg.norm(before, axis=1), 1e-12)).mean()),
+        rewrite=float(_ratio(np.linalg.norm(after - before, axis=1), np.linalg.norm(before, axis=1)).mean()),
         same_word=same_word,
         same_text=same_text,
-        largest_share=float((np.sort(squared, 1)[:, -LARGEST:].sum(1) / np.maximum(squared.sum(1), 1e-12)).mean()),
+        largest_share=float(_ratio(np.sort(squared, 1)[:, -LARGEST:].sum(1), squared.sum(1)).mean()),
         anisotropy=_across_texts(unit, tokens.texts),
     )
+
+
+def _ratio(values: npt.NDArray[Any], by: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """`values / by`, where a `by` of zero counts as a tiny number."""
+    found: npt.NDArray[Any] = values / np.maximum(by, 1e-12)
+    return found
 
 
 def _neighbours(unit: Values, tokens: _Tokens) -> tuple[float, float]:
@@ -127,6 +133,7 @@ def _neighbours(unit: Values, tokens: _Tokens) -> tuple[float, float]:
 
 
 def _nearest(unit: Floats, rows: npt.NDArray[np.int64], chunk: int = 512) -> Iterator[npt.NDArray[np.int64]]:
+    """The row of the nearest other token by cosine for each of some tokens, chunk after chunk."""
     for start in range(0, len(rows), chunk):
         here = rows[start : start + chunk]
         similar = unit[here] @ unit.T

@@ -1,4 +1,4 @@
-"""Whether retrieval with some weights rounded can be told from fp32's."""
+"""Whether retrieval with some weights rounded is significantly worse than fp32's."""
 
 import tempfile
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from tierexport.metrics.similarity import Similarity
 from tierexport.model.batches import prompt_for
 from tierexport.model.encoder import encode
 from tierexport.model.vector_store import VectorStore
-from tierexport.search.bench import Bench
+from tierexport.search.trial import TrialModel
 from tierexport.verify.intervals import difference
 from tierexport.verify.retrieval import score
 
@@ -19,14 +19,14 @@ from tierexport.verify.retrieval import score
 class RetrievalJudge:
     """A retrieval set with fp32's NDCG@10 per query, and a model whose weights can be rounded."""
 
-    def __init__(self, bench: Bench, source: Source, data: RetrievalSet) -> None:
-        self._bench, self._prompts, self._data = bench, source.prompts, data
+    def __init__(self, trial: TrialModel, source: Source, data: RetrievalSet) -> None:
+        self._trial, self._prompts, self._data = trial, source.prompts, data
         self._similarity = Similarity.of(source)
         self.reference = self._scores()
 
     def indistinct(self, types: Mapping[str, str]) -> bool:
         """Whether the 95 % interval of the difference to fp32 reaches zero, with tensors at these types."""
-        with self._bench.rounded(types):
+        with self._trial.rounded(types):
             return difference(self.reference, self._scores()).ci_high >= 0
 
     def _scores(self) -> np.ndarray:
@@ -35,5 +35,5 @@ class RetrievalJudge:
 
     def _encode(self, kind: str, texts: tuple[str, ...]) -> Floats:
         with tempfile.TemporaryDirectory() as folder:
-            found = encode(self._bench.model, texts, prompt_for(self._prompts, kind), VectorStore(Path(folder)))
+            found = encode(self._trial.model, texts, prompt_for(self._prompts, kind), VectorStore(Path(folder)))
             return np.array(found.vectors)

@@ -22,6 +22,7 @@ def document(name: str, description: str, model: str, types: Mapping[str, str], 
 
 
 def _roles(part: str) -> list[str]:
+    """The roles, or the name of their group, that a rule claims for a part."""
     return [part] if part in ("embeddings", "attention", "heads") else list(PARTS[part])
 
 

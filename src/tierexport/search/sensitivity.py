@@ -1,8 +1,8 @@
-"""What each group of tensors costs at each native type: bytes, and damage to the pooled vector."""
+"""What each group of tensors costs at each native type: bytes, and the pooled vector's sensitivity to it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tierexport.base.digests import value_digest
@@ -10,8 +10,8 @@ from tierexport.base.records import Tensor
 from tierexport.base.stages import Stages
 from tierexport.formats.gguf.types import WRITABLE, fits, tensor_bytes
 from tierexport.formats.gguf.write import padded
-from tierexport.model.roles import GROUPS, KEPT_ROLE
-from tierexport.search.bench import Bench
+from tierexport.model.roles import GROUPS, UNQUANTIZED_ROLE
+from tierexport.search.trial import TrialModel
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "embeddings": GROUPS["embeddings"],
@@ -43,7 +43,7 @@ class Option:
 
     native: str
     bytes: int
-    damage: float
+    sensitivity: float
 
 
 Options = Mapping[str, tuple[Option, ...]]
@@ -51,11 +51,11 @@ Options = Mapping[str, tuple[Option, ...]]
 
 
 def groups_of(tensors: Sequence[Tensor]) -> tuple[Group, ...]:
-    """The groups of a model's tensors, in the order in which they act; kept tensors are in none."""
+    """The groups of a model's tensors, in the order in which they act; unquantized tensors are in none."""
     part_of = {role: part for part, roles in PARTS.items() for role in roles}
     found: dict[tuple[str, int | None], list[Tensor]] = {}
     for tensor in tensors:
-        if tensor.role != KEPT_ROLE:
+        if tensor.role != UNQUANTIZED_ROLE:
             found.setdefault((part_of[tensor.role], tensor.layer), []).append(tensor)
     return tuple(Group(part, layer, tuple(each)) for (part, layer), each in found.items())
 
@@ -71,30 +71,44 @@ def group_bytes(group: Group, native: str) -> int:
 
 
 def measure(
-    groups: Sequence[Group], bench: Callable[[], Bench], stages: Stages, key: str, step: Callable[[int], None] = lambda _: None
+    groups: Sequence[Group],
+    trial: Callable[[], TrialModel],
+    stages: Stages,
+    key: str,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Options:
     """Round one group at a time to each of its types. Each group is kept in `stages` once it is done.
 
-    `bench` is asked for when something has to be measured; `step` hears how many types were done.
+    `trial`: called when something has to be measured. `progress`: called with the number of types done since the last call.
     """
 
-    def options(group: Group) -> list[Option]:
-        found = []
-        for native in types_of(group):
-            damage = bench().damage({tensor.name: native for tensor in group.tensors}).mean() if native != "F32" else 0.0
-            found.append(Option(native, group_bytes(group, native), max(float(damage), 0.0)))
-            step(1)
-        return found
-
     def write(group: Group) -> Callable[[Path], None]:
-        return lambda folder: _write(folder / "options.json", options(group))
+        return lambda folder: _write(folder / "options.json", [option(group, native) for native in types_of(group)])
+
+    def option(group: Group, native: str) -> Option:
+        found = _option(group, native, trial)
+        progress(1)
+        return found
 
     found = {}
     for group in groups:
-        folder = stages.run(f"damage-{value_digest([key, group.name])[:16]}", key, write(group))
-        found[group.name] = tuple(Option(**each) for each in json.loads((folder / "options.json").read_text()))
+        folder = stages.run(f"sensitivity-{value_digest([key, group.name])[:16]}", key, write(group))
+        found[group.name] = _read(folder / "options.json")
     return found
 
 
+def _option(group: Group, native: str, trial: Callable[[], TrialModel]) -> Option:
+    """A group at a type: its bytes, and the sensitivity measured on the trial model; unrounded, nothing changes."""
+    if native == "F32":
+        return Option(native, group_bytes(group, native), 0.0)
+    measured = trial().sensitivity({tensor.name: native for tensor in group.tensors}).mean()
+    return Option(native, group_bytes(group, native), max(float(measured), 0.0))
+
+
 def _write(path: Path, options: Sequence[Option]) -> None:
-    path.write_text(json.dumps([asdict(each) for each in options]))
+    """Sensitivities are called damage in the file, so that what earlier versions wrote stays readable."""
+    path.write_text(json.dumps([{"native": each.native, "bytes": each.bytes, "damage": each.sensitivity} for each in options]))
+
+
+def _read(path: Path) -> tuple[Option, ...]:
+    return tuple(Option(each["native"], each["bytes"], each["damage"]) for each in json.loads(path.read_text()))

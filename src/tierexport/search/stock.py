@@ -25,5 +25,5 @@ def quantize_stock(fp32: Path, native: str, imatrix: Imatrix, out: Path) -> None
             command = [sys.executable, "-m", "tierexport.search.stock_worker", str(job)]
             code = subprocess.run(command, stdout=output, stderr=output, check=False).returncode
         if code:
-            told = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-            raise PlanError(f"llama.cpp can't quantize to {native}: {told[-1] if told else f'it ended with code {code}'}")
+            lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+            raise PlanError(f"llama.cpp can't quantize to {native}: {lines[-1] if lines else f'it ended with code {code}'}")

@@ -1,6 +1,7 @@
-"""Quantizes a GGUF as llama-quantize does, in a process that may die: `python -m … JOB.json`.
+"""Quantizes a GGUF as llama-quantize does, in a subprocess, so that a crash is reported and the rest goes on.
 
-The job names the unquantized file, an imatrix file, the file type (llama.cpp's name) and the output.
+Called as `python -m … JOB.json`. The job names the unquantized file, an imatrix file, the file type (by llama.cpp's name), and
+the output.
 """
 
 import ctypes

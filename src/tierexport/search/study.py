@@ -22,18 +22,17 @@ from tierexport.formats.gguf.read import read_tensors
 from tierexport.formats.gguf.write import file_bytes
 from tierexport.formats.job import Job
 from tierexport.model.encoder import open_model
-from tierexport.model.roles import KEPT_ROLE
+from tierexport.model.roles import UNQUANTIZED_ROLE
 from tierexport.model.source import open_source
 from tierexport.model.stages import source_stages
-from tierexport.quantize.layerwise import round_layers
 from tierexport.recipe.plan import Plan, make_plan
 from tierexport.recipe.read import parse_recipe, read_recipe
 from tierexport.search import recipes
 from tierexport.search.allocate import allocate, predicted
-from tierexport.search.bench import Bench
 from tierexport.search.found import Found
 from tierexport.search.sensitivity import Option, Options, group_bytes, groups_of, measure, types_of
 from tierexport.search.stock import quantize_stock
+from tierexport.search.trial import TrialModel
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -47,11 +46,11 @@ LONGEST_NAME = 100
 
 
 TEXTS = 128
-"""Built-in calibration texts that damage is measured on; the verifier judges on others."""
+"""Built-in calibration texts that sensitivities are measured on; the verifier judges on others."""
 
 
 class Study:
-    """A model with all that trials on it need; what is slow is done when it is first asked for."""
+    """A model with all that trials on it need; what is slow is computed at first use."""
 
     def __init__(self, model: str) -> None:
         self.format = Gguf()
@@ -68,14 +67,14 @@ class Study:
         choice = self.within(budget)
         types = {name: option.native for name, option in choice.items()}
         with stage("Trying what was found"):
-            measured = float(self.bench.damage(self.by_tensor(types)).mean())
+            measured = float(self.trial.sensitivity(self.by_tensor(types)).mean())
         size, expected = self.size(choice), predicted(choice)
         said = f"{MARK} {budget:,} bytes of GGUF; predicted loss (1 - cosine) {expected:.6f}"
         write_whole(out, tomli_w.dumps(recipes.document(out.stem, said, self.model, types, self.groups)))
         return Found(out, size, 8 * size / self.parameters, expected, measured, types)
 
     def within(self, budget: int) -> dict[str, Option]:
-        """The options of least damage whose file takes at most `budget` bytes. Raises InputError."""
+        """The options of least predicted loss whose file takes at most `budget` bytes. Raises InputError."""
         return allocate(self.options, budget, self.fixed)
 
     def size(self, choice: Mapping[str, Option]) -> int:
@@ -84,7 +83,7 @@ class Study:
 
     @functools.cached_property
     def fixed(self) -> int:
-        """Bytes that no choice changes: the header with a long name, and the tensors that are kept."""
+        """Bytes that no choice changes: the header with a long name, and the tensors that stay unquantized."""
         types = {group.name: types_of(group)[0] for group in self.groups}
         made = self.plan(types, "n" * LONGEST_NAME)
         whole = file_bytes(Job(made.formats[0], made, self.imatrix))
@@ -107,6 +106,8 @@ class Study:
 
     def as_built(self, made: Plan) -> "tuple[int, SentenceTransformer]":
         """The bytes of a plan's GGUF, and the model with the weights that a build would store in it."""
+        from tierexport.quantize.layerwise import round_layers
+
         job, model = Job(made.formats[0], made, self.imatrix), open_model(self.source)
         with tempfile.TemporaryDirectory() as scratch:
             round_layers(model, made.texts.texts, self.format.targets(job), Stages(Path(scratch)), "")
@@ -117,7 +118,7 @@ class Study:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "stock.gguf"
             quantize_stock(converted(self.source), native, self.imatrix, path)
-            types = {each.tensor.name: each.type for each in read_tensors(path) if each.tensor.role != KEPT_ROLE}
+            types = {each.tensor.name: each.type for each in read_tensors(path) if each.tensor.role != UNQUANTIZED_ROLE}
             return path.stat().st_size, types
 
     def plan(self, types: Mapping[str, str], name: str) -> Plan:
@@ -136,18 +137,18 @@ class Study:
         return self.format.calibrated(made.formats[0], made)
 
     @functools.cached_property
-    def bench(self) -> Bench:
-        """The fp32 model over the texts."""
+    def trial(self) -> TrialModel:
+        """The fp32 model over the texts, whose weights can be rounded."""
         imatrix = self.imatrix
         with stage("Opening fp32"):
-            return Bench(open_model(self.source), self.texts, self.tensors, imatrix)
+            return TrialModel(open_model(self.source), self.texts, self.tensors, imatrix)
 
     @functools.cached_property
     def options(self) -> Options:
-        """Bytes and damage of every group at every type, from the cache or measured now."""
+        """Bytes and sensitivity of every group at every type, from the cache or measured now."""
         key = stage_key(
             "tierexport.search.sensitivity", texts_digest(self.texts, "builtin"), self.imatrix.dataset, archive.tools()
         )
         with stage("Measuring what each group costs") as running:
             running.total(sum(len(types_of(group)) for group in self.groups))
-            return measure(self.groups, lambda: self.bench, source_stages(self.source), key, running.step)
+            return measure(self.groups, lambda: self.trial, source_stages(self.source), key, running.step)

@@ -1,5 +1,6 @@
-"""The nine ways to quantize vectors that a published table compares, on anybody's model and retrieval sets."""
+"""Compares the nine ways to quantize vectors that a published table has, on any model and retrieval sets."""
 
+import functools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,9 +14,9 @@ from tierexport.base.records import Floats, RetrievalSet
 from tierexport.metrics.similarity import COSINE, Similarity
 from tierexport.model.source import open_source
 from tierexport.recipe.schema import VerifySettings
-from tierexport.training.run import Training, check_widening
+from tierexport.training.goals import Goal, Schedule
+from tierexport.training.models import Training, check_widening
 from tierexport.training.trainees import applied
-from tierexport.training.training import Goal, Schedule
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.encoder import Encoder, codec_similarity, open_encoder
 from tierexport.vectors.scaling import fit
@@ -95,7 +96,7 @@ class Texts:
 
     @staticmethod
     def of(encoder: Encoder, data: RetrievalSet) -> "Texts":
-        """What a model makes of a set."""
+        """A set with a model's vectors."""
         queries = encoder.compared(f"{data.name} queries", "query", data.queries)
         return Texts(data, queries, encoder.compared(data.name, "passage", data.documents), encoder.similarity)
 
@@ -104,7 +105,7 @@ class Texts:
         return Texts(self.data, applied(head, self.queries), applied(head, self.documents))
 
     def scored(self, codec: Codec | None, quantized_queries: bool) -> Scores:
-        """What it scores where documents, and perhaps queries, are stored by a codec."""
+        """Its scores where documents, and perhaps queries, are stored by a codec; None: unquantized."""
         if codec is None:
             return score(self.data, self.queries, self.documents, self.similarity)
         queries = codec.restored(self.queries) if quantized_queries else self.queries
@@ -113,59 +114,79 @@ class Texts:
 
 def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: Schedule, widen: int = 1) -> Comparison:
     """All nine conditions on retrieval sets; a head, an adapter or the model is trained on pairs, which must not come from
-    those sets. A head may put out `widen` times as many dimensions.
+    those sets. `widen`: the expansion factor of a head.
     """
     check_widening(what, widen)
     material = read_material(VerifySettings(tuple(data)), Path())
     encoder = open_encoder(model)
-    sets = [Texts.of(encoder, each) for each in material.sets]
-    training = Training(encoder, pairs)
-    rows: list[Row] = []
-    reference: list[Scores] = []
-    for condition in CONDITIONS:
-        texts, codec, step = _condition(condition, training, sets, what, schedule, widen)
-        found = [each.scored(codec, condition.goal is not None and condition.goal.quantized_queries) for each in texts]
-        reference = reference or found
-        size = codec.bytes if codec else sets[0].documents[0].nbytes
-        rows.append(_row(condition, found, reference, [each.data.name for each in sets], size, step))
-    training.forget()
+    work = _Evaluation(Training(encoder, pairs), [Texts.of(encoder, each) for each in material.sets], what, schedule, widen)
+    rows = [work.row(condition) for condition in CONDITIONS]
+    work.training.forget()
     notes = {each.name: notes_on(each.odd, len(each.own)) for each in material.sets}
     return Comparison(tuple(rows), encoder.similarity, tuple(f"{name}: {note}" for name, note in notes.items() if note))
 
 
-def _condition(
-    condition: Condition, training: Training, sets: Sequence[Texts], what: str, schedule: Schedule, widen: int
-) -> tuple[Sequence[Texts], Codec | None, int | None]:
-    """A condition's vectors, its codec, and the step that training chose."""
-    goal = condition.goal
-    if goal is None:
-        return sets, None, None
-    if not condition.trained:
-        encoder = training.encoder
-        vectors = encoder.compared("the pairs: passage", "passage", training.texts["passage"])
-        return sets, fit(vectors, goal.level, goal.scaling, similarity=codec_similarity(encoder.similarity)), None
-    goal = replace(goal, widen=widen)
-    if what == "head":
-        trained = training.head(goal, schedule)
-        return [each.through(trained.weights["head"]) for each in sets], trained.codec, trained.step
-    with tempfile.TemporaryDirectory() as scratch:
-        trained = training.model(what, goal, schedule, Path(scratch) / "model")
-        encoder = Encoder(open_source(str(Path(scratch) / "model")))
-        return [Texts.of(encoder, each.data) for each in sets], trained.codec, trained.step
+@dataclass(frozen=True)
+class _Stored:
+    """A condition's vectors by set, the codec they are stored by (None: unquantized), and the step that training chose."""
+
+    sets: Sequence[Texts]
+    codec: Codec | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What all conditions share: the model with its pairs, the sets, what is trained and how."""
+
+    training: Training
+    sets: Sequence[Texts]
+    what: str
+    schedule: Schedule
+    widen: int
+
+    def row(self, condition: Condition) -> Row:
+        """A condition's row of the table."""
+        stored = self._stored(condition)
+        found = self._reference
+        if stored.codec is not None and condition.goal is not None:
+            found = [each.scored(stored.codec, condition.goal.quantized_queries) for each in stored.sets]
+        scores = {each.data.name: one.mean("ndcg_at_10") for each, one in zip(self.sets, found, strict=True)}
+        average = float(np.mean(list(scores.values())))
+        size = stored.codec.bytes if stored.codec else self.sets[0].documents[0].nbytes
+        return Row(condition.name, condition.published, scores, average, *gap(found, self._reference), size, stored.step)
+
+    @functools.cached_property
+    def _reference(self) -> list[Scores]:
+        """What the model's own vectors score on each set."""
+        return [each.scored(None, False) for each in self.sets]
+
+    def _stored(self, condition: Condition) -> _Stored:
+        """A condition's vectors and codec: none, one fitted on the pairs' passages, or one that was trained for."""
+        if condition.goal is None:
+            return _Stored(self.sets)
+        if condition.trained:
+            return self._trained(replace(condition.goal, widen=self.widen))
+        encoder = self.training.encoder
+        vectors = encoder.compared("the pairs: passage", "passage", self.training.texts["passage"])
+        similarity = codec_similarity(encoder.similarity)
+        return _Stored(self.sets, fit(vectors, condition.goal.level, condition.goal.scaling, similarity=similarity))
+
+    def _trained(self, goal: Goal) -> _Stored:
+        """The vectors of the head, adapter or model that is trained for a goal."""
+        if self.what == "head":
+            trained = self.training.head(goal, self.schedule)
+            return _Stored([each.through(trained.weights["head"]) for each in self.sets], trained.codec, trained.step)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            trained = self.training.model(self.what, goal, self.schedule, folder)
+            encoder = Encoder(open_source(str(folder)))
+            return _Stored([Texts.of(encoder, each.data) for each in self.sets], trained.codec, trained.step)
 
 
 def gap(found: Sequence[Scores], reference: Sequence[Scores]) -> tuple[float, float, float]:
-    """NDCG@10 of some vectors less others' over all queries of several sets, each set weighing the same; with its interval."""
+    """The mean of NDCG@10, `found` - `reference`, over all queries of several sets that weigh the same; its 95 % interval."""
     deltas = [ours.per_query["ndcg_at_10"] - its.per_query["ndcg_at_10"] for ours, its in zip(found, reference, strict=True)]
     total = sum(map(len, deltas))
     joined = np.concatenate([each * (total / len(deltas) / len(each)) for each in deltas])
     return float(joined.mean()), *mean_interval(joined)
-
-
-def _row(
-    condition: Condition, found: Sequence[Scores], reference: Sequence[Scores], names: Sequence[str], size: int,
-    best_step: int | None,
-) -> Row:  # fmt: skip
-    scores = {name: each.mean("ndcg_at_10") for name, each in zip(names, found, strict=True)}
-    average = float(np.mean(list(scores.values())))
-    return Row(condition.name, condition.published, scores, average, *gap(found, reference), size, best_step)

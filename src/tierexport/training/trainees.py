@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from tierexport.base.libraries import need
 from tierexport.base.records import Floats
 from tierexport.metrics.similarity import normalized
-from tierexport.model.batches import length_sorted
-from tierexport.training.training import Pairs, Rows, Schedule
+from tierexport.model.batches import batches, original_order
+from tierexport.training.goals import Pairs, Rows, Schedule
 from tierexport.vectors.scaling import widening
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers import SentenceTransformer
 
 SCHEDULES: Mapping[str, Mapping[str, Any]] = {
@@ -25,7 +25,10 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
 """What can be trained, and where its schedule differs from Schedule's own."""
 
 RANK = 16
-"""Of a LoRA adapter's matrices."""
+"""Rank of a LoRA adapter's matrices."""
+
+CHARACTERS = 16_384
+"""Characters of a batch that goes through a model at once, padded."""
 
 
 def schedule_for(what: str, steps: int, every: int, contrast: float, seed: int) -> Schedule:
@@ -37,7 +40,7 @@ def schedule_for(what: str, steps: int, every: int, contrast: float, seed: int) 
 
 class Head:
     """A linear map after the model, trained on its fp32 vectors from where it changes no cosine: the identity, or rotations
-    beside it, where it puts out `widen` times as many dimensions.
+    beside it. `widen`: the expansion factor, how many dimensions it puts out for each that the model has.
 
     One thread, for products so small gain nothing by more and suffer on a busy machine, and sums then come out the same on
     any number of cores.
@@ -46,28 +49,26 @@ class Head:
     threads = 1
 
     def __init__(self, pairs: Pairs, widen: int = 1) -> None:
-        import torch
-
         dimensions = pairs.queries.shape[1]
         start = widening(dimensions, widen, False)
         start = np.eye(dimensions, dtype=np.float32) if start is None else start
         self._vectors = {"query": torch.from_numpy(pairs.queries), "passage": torch.from_numpy(pairs.passages)}
         self.weights = {"head": torch.nn.Parameter(torch.from_numpy(start))}
 
-    def embed(self, kind: str, rows: Rows) -> "torch.Tensor":
+    def embed(self, kind: str, rows: Rows) -> torch.Tensor:
         """See Trainee."""
         return self._vectors[kind][rows] @ self.weights["head"]
 
 
 def applied(head: Floats, vectors: Floats) -> Floats:
-    """Vectors through a head, of unit length again."""
+    """Vectors through a head, of unit length again, float32; `head`: (dimensions, stored dimensions)."""
     return normalized(vectors @ head).astype(np.float32)
 
 
 class Network:
     """A model's own weights, or a LoRA adapter (Hu et al. 2021, arXiv 2106.09685) on all its matrices.
 
-    It stays in evaluation mode: without dropout, a step depends on nothing but what is kept at a checkpoint.
+    It stays in evaluation mode: without dropout, a step depends on nothing but what a checkpoint stores.
     """
 
     def __init__(
@@ -78,28 +79,18 @@ class Network:
         lora: bool,
         seed: int,
     ) -> None:
-        import torch
-
         self.model, self._texts, self._prompts = model, texts, prompts
         self.threads = torch.get_num_threads()
         self._adapter = _adapter(model, seed) if lora else None
         self.weights = {name: each for name, each in model.named_parameters() if each.requires_grad}
 
-    def embed(self, kind: str, rows: Rows) -> "torch.Tensor":
+    def embed(self, kind: str, rows: Rows) -> torch.Tensor:
         """See Trainee; in batches of like length."""
-        import torch
-
         chosen = [self._texts[kind][row] for row in rows]
-        batches = list(length_sorted([len(text) for text in chosen], CHARACTERS))
-        found = torch.cat([self._embed([chosen[index] for index in batch], self._prompts[kind]) for batch in batches])
-        place = np.argsort(np.concatenate(batches))
-        return found[torch.from_numpy(place).to(found.device)]
-
-    def _embed(self, texts: Sequence[str], prompt: str) -> "torch.Tensor":
-        features = self.model.preprocess(list(texts), prompt=prompt or None)
-        features = {key: value.to(self.model.device) if hasattr(value, "to") else value for key, value in features.items()}
-        vectors: torch.Tensor = self.model(features)["sentence_embedding"]
-        return vectors
+        given = list(batches(self.model, chosen, [len(text) for text in chosen], self._prompts[kind], CHARACTERS))
+        found = torch.cat([self.model(dict(batch.features))["sentence_embedding"] for batch in given])
+        order = original_order(batch.rows for batch in given)
+        return found[torch.from_numpy(order).to(found.device)]
 
     def merged(self) -> "SentenceTransformer":
         """The model as it is saved: an adapter becomes part of the matrices beside it."""
@@ -108,12 +99,8 @@ class Network:
         return self.model.cpu()
 
 
-CHARACTERS = 16_384
-"""Of a batch that goes through a model at once, padded."""
-
-
 def _adapter(model: "SentenceTransformer", seed: int) -> Any:
-    import torch
+    """A LoRA adapter on all matrices of a model, as peft makes it, the model's own weights frozen."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)

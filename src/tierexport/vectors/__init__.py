@@ -1,1 +1,1 @@
-"""How a vector is stored: codecs, what bounds they take, and searching codes."""
+"""How vectors are stored: codecs, how their bounds are chosen, and searching codes. Nothing is trained here: see `training`."""

@@ -1,8 +1,8 @@
-"""Vectors in fewer bits: int8, int4, trinary and binary, one formula for all, packed to the last bit.
+"""Vectors in fewer bits: int8, int4, trinary and binary, one formula for all.
 
 A dimension's range [low, high] is cut into cells of equal width; a value becomes the number of its cell, and comes back
 as the cell's middle. int8 is sentence-transformers' `quantize_embeddings` (its "uint8"; "int8" is the same less 128), int4
-faiss's QT_4bit, binary the bits of both; trinary packs five digits to the base of three into a byte.
+faiss's QT_4bit, binary the bits of both. packing.py puts the numbers of cells into bytes.
 
 Values beyond the range, infinities too, take the outermost cell and never wrap around; NaN is refused. A zero vector is
 coded like any other.
@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
 from tierexport.metrics.similarity import normalized
-
-Bytes = npt.NDArray[np.uint8]
+from tierexport.vectors.packing import Bytes, pack, packed_bytes, unpack
 
 CELLS = {"int8": 255, "int4": 15, "trinary": 3, "binary": 2}
 """Cells that a range is cut into. Of int8 and int4 the upper end itself has a cell of its own, as in the libraries."""
@@ -29,20 +27,13 @@ TOP = {"int8": 255, "int4": 15, "trinary": 2, "binary": 1}
 """The highest number of a cell."""
 
 COMPARED = ("cosine", "dot", "euclidean")
-"""By what quantized vectors can be compared: what a matrix product tells, so that nothing has to be decoded."""
+"""Similarities that can be computed from a matrix product with the codes, so that nothing has to be decoded."""
 
 CHUNK_ROWS = 8192
 """Vectors that are coded and decoded at a time."""
 
-TRITS = 5
-"""Digits to the base of three in a byte: 3^5 = 243."""
-
 LARGE = np.float32(1e30)
-"""What infinity is taken for, so that a rotation does not make NaN of it."""
-
-_POWERS = np.array([3**digit for digit in range(TRITS)], np.uint8)
-_DIGITS = (np.arange(256, dtype=np.uint8)[:, None] // _POWERS % 3).astype(np.uint8)
-"""The five digits of every byte."""
+"""The value that infinity is replaced by, so that a rotation does not make NaN of it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,8 @@ class Codec:
     `asymmetric`: documents alone are coded, queries stay as they are.
     `similarity`: by what vectors are compared, "cosine", "dot" or "euclidean". For a cosine they are brought to unit length
     before they are coded; for the others they keep the length that the model gave them.
-    `probe`, float32 (dimensions,) or None, is the unit vector of one known sentence, by which another model's are told.
+    `probe`, float32 (dimensions,) or None: the model's unit vector of one known sentence, a fingerprint that detects a codec
+    fitted for another model.
     """
 
     level: str
@@ -70,12 +62,21 @@ class Codec:
     cells: Floats = field(init=False)
 
     def __post_init__(self) -> None:
+        """Raises VectorError for what can't be a codec."""
+        self._check_similarity()
+        self._check_arrays()
+        width = (self.high - self.low).astype(np.float32) / np.float32(CELLS[self.level])
+        object.__setattr__(self, "cells", np.where(width <= 0, np.float32(1), width))
+
+    def _check_similarity(self) -> None:
         if self.level not in CELLS:
             raise VectorError(f"{self.level!r} is no level: {', '.join(CELLS)}")
         if self.similarity not in COMPARED:
             raise VectorError(f"quantized vectors are compared by {', '.join(COMPARED)}, not by {self.similarity!r}")
         if self.per_vector and self.similarity != "cosine":
             raise VectorError(f"ranges per vector drop its length, which {self.similarity!r} counts: fit without --per-vector")
+
+    def _check_arrays(self) -> None:
         arrays = [each for each in (self.low, self.high, self.rotation, self.probe) if each is not None]
         if any(each.dtype != np.float32 or not np.isfinite(each).all() for each in arrays):
             raise VectorError("a codec's numbers have to be float32 and finite")
@@ -89,8 +90,6 @@ class Codec:
             )
         if self.probe is not None and self.probe.shape != (self.dimensions,):
             raise VectorError(f"a probe of shape {self.probe.shape} is no vector of {self.dimensions} dimensions")
-        width = (self.high - self.low).astype(np.float32) / np.float32(CELLS[self.level])
-        object.__setattr__(self, "cells", np.where(width <= 0, np.float32(1), width))
 
     @property
     def name(self) -> str:
@@ -113,7 +112,7 @@ class Codec:
         return packed_bytes(self.level, self.width)
 
     def as_json(self) -> dict[str, Any]:
-        """What manifests and reports say of it."""
+        """Its entry in manifests and reports."""
         return {
             "level": self.level,
             "dimensions": self.dimensions,
@@ -134,7 +133,7 @@ class Codec:
         return pack(self.numbers(vectors), self.level)
 
     def decode(self, codes: Bytes) -> Floats:
-        """What codes stand for, float32 (vectors, dimensions), the rotation undone."""
+        """The values of packed codes, float32 (vectors, dimensions), the rotation undone."""
         values = self.values(unpack(codes, self.level, self.width))
         return values if self.rotation is None else values @ self.rotation.T
 
@@ -151,7 +150,7 @@ class Codec:
         return found
 
     def restored(self, vectors: Floats) -> Floats:
-        """What the codes of vectors stand for, float32 (vectors, dimensions); memory is bounded as in `coded`."""
+        """Vectors after coding and decoding, float32 (vectors, dimensions); memory is bounded as in `coded`."""
         codes = self.coded(vectors)
         found = np.empty((len(vectors), self.dimensions), np.float32)
         for rows in _chunks(len(vectors)):
@@ -202,7 +201,7 @@ def unit(vectors: Floats) -> Floats:
 
 
 def _refuse_nan(vectors: Floats, first: int = 0) -> None:
-    """`first`: the number of the first row."""
+    """Raises VectorError naming the first vector that holds NaN; `first`: the number of the first row."""
     if np.isnan(vectors).any():
         raise VectorError(f"vector {first + int(np.isnan(vectors).any(1).argmax())} holds NaN, which no code stands for")
 
@@ -210,51 +209,3 @@ def _refuse_nan(vectors: Floats, first: int = 0) -> None:
 def _chunks(rows: int) -> Iterator[slice]:
     for first in range(0, rows, CHUNK_ROWS):
         yield slice(first, first + CHUNK_ROWS)
-
-
-def packed_bytes(level: str, dimensions: int) -> int:
-    """Bytes of one vector at a level: 2,048 dimensions take 2,048, 1,024, 410 and 256."""
-    per_byte = {"int8": 1, "int4": 2, "trinary": TRITS, "binary": 8}[level]
-    return -(-dimensions // per_byte)
-
-
-def pack(numbers: Bytes, level: str) -> Bytes:
-    """Cell numbers, uint8 (vectors, dimensions), as bytes; the last byte of a vector is filled up with zeros."""
-    if level == "int8":
-        return numbers
-    if level == "binary":
-        return np.packbits(numbers, axis=1)
-    if level == "int4":
-        even = _filled(numbers, 2)
-        return even[:, ::2] | even[:, 1::2] << np.uint8(4)
-    fives = _filled(numbers, TRITS).reshape(len(numbers), packed_bytes(level, numbers.shape[1]), TRITS)
-    found: Bytes = (fives * _POWERS).sum(2, dtype=np.uint8)
-    return found
-
-
-def check_codes(codes: Bytes, level: str, dimensions: int) -> None:
-    """Refuse what is not uint8 (vectors, bytes) of a level. Raises VectorError."""
-    wanted = packed_bytes(level, dimensions)
-    if codes.dtype != np.uint8 or codes.ndim != 2 or codes.shape[1] != wanted:
-        raise VectorError(
-            f"codes of shape {codes.shape} and type {codes.dtype}: {level} takes {wanted} bytes for {dimensions} dimensions"
-        )
-
-
-def unpack(codes: Bytes, level: str, dimensions: int) -> Bytes:
-    """What `pack` was given. Raises VectorError for bytes that it does not write."""
-    check_codes(codes, level, dimensions)
-    if level == "int8":
-        return codes
-    if level == "binary":
-        return np.unpackbits(codes, axis=1, count=dimensions)
-    if level == "int4":
-        return np.stack([codes & 15, codes >> 4], 2).reshape(len(codes), 2 * codes.shape[1])[:, :dimensions]
-    if codes.size and codes.max() >= 3**TRITS:
-        raise VectorError(f"a byte of {int(codes.max())} holds no five digits to the base of three: the file is damaged")
-    found: Bytes = _DIGITS[codes].reshape(len(codes), TRITS * codes.shape[1])[:, :dimensions]
-    return found
-
-
-def _filled(numbers: Bytes, multiple: int) -> Bytes:
-    return np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % multiple)))

@@ -13,7 +13,7 @@ from tierexport.vectors.encoder import open_encoder
 from tierexport.vectors.storage import is_codec, read_codec, write_codec
 
 TRAINING = "training.json"
-"""What a model was trained for and how, in its folder."""
+"""The file in a trained model's folder that says for what and how it was trained."""
 
 
 def fit_codec(model: str, settings: VectorSettings, texts: str, count: int, out: Path) -> Codec:
@@ -47,17 +47,17 @@ def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> t
 
 
 def _check_free(out: Path) -> None:
-    """Refuse to write over what is no codec, or is that of a model or an artifact. Raises VectorError."""
-    if out.name == CODEC and (_is_trained(out.parent) or (out.parent / MANIFEST).is_file()):
+    """Raises VectorError where writing would replace something else than a codec, or the codec of a model or an artifact."""
+    if out.name == CODEC and (is_trained(out.parent) or (out.parent / MANIFEST).is_file()):
         raise VectorError(f"{out} belongs to the model or the artifact there: name another --out")
     if out.exists() and not is_codec(out):
         raise VectorError(f"{out} exists and is no codec, so it is not replaced: name another --out")
 
 
-def _is_trained(folder: Path) -> bool:
+def is_trained(folder: Path) -> bool:
     """Whether a folder is a model that was trained here, with its codec."""
     try:
-        told = json.loads((folder / TRAINING).read_text("utf-8"))
+        settings = json.loads((folder / TRAINING).read_text("utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and "trained" in told and (folder / CODEC).is_file()
+    return isinstance(settings, dict) and "trained" in settings and (folder / CODEC).is_file()

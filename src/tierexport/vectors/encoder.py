@@ -20,11 +20,10 @@ from tierexport.vectors.scaling import fit, widening
 from tierexport.vectors.storage import read_codec
 
 PROBE = "By noon the fog had lifted from the harbour, and two of the three ferries were running again."
-"""The sentence whose vector a codec keeps."""
-
+"""The sentence whose vector is a codec's fingerprint of its model."""
 
 ALIKE = 0.9
-"""The least cosine of two models' vectors of it where a codec for the one suits the other, such as a copy in half precision."""
+"""The least cosine of two models' vectors of PROBE at which they share codecs: a model and its copy in half precision do."""
 
 
 class Encoder:
@@ -49,12 +48,12 @@ class Encoder:
             return self.reference.encode(what, kind, list(texts)).vectors
 
     def fit(self, settings: VectorSettings, texts: Sequence[str]) -> Codec:
-        """A codec whose bounds suit this model's vectors of texts, taken as passages. Raises VectorError."""
+        """A codec whose bounds suit this model's vectors of texts, each prompted as a passage. Raises VectorError."""
         vectors = self.compared("texts to fit a codec on", "passage", texts)
         rotation = widening(vectors.shape[1], settings.widen, settings.rotate)
         codec = fit(vectors, settings.level, settings.scaling, settings.per_vector, rotation, codec_similarity(self.similarity))
         if not (vectors != vectors[0]).any():
-            raise VectorError(f"all {len(texts)} texts have the same vector, which tells no range: fit on others")
+            raise VectorError(f"all {len(texts)} texts have the same vector, so there is no range to fit: fit on others")
         return replace(codec, asymmetric=settings.asymmetric, probe=self._probe())
 
     def check(self, codec: Codec) -> None:
@@ -75,8 +74,8 @@ class Encoder:
 
 
 def codec_similarity(similarity: Similarity) -> str:
-    """By what a codec's vectors are compared for a model: on vectors of unit length, dot products and distances rank as
-    cosines do. Raises VectorError for Manhattan distances, which take decoded vectors.
+    """The similarity of a codec for a model that compares vectors by `similarity`: on vectors of unit length, dot products and
+    distances rank as cosines do. Raises VectorError for Manhattan distances, which take decoded vectors.
     """
     if similarity.name not in COMPARED:
         raise VectorError(
@@ -86,7 +85,7 @@ def codec_similarity(similarity: Similarity) -> str:
 
 
 def open_encoder(model: str) -> Encoder:
-    """The encoder of what users call a model. Raises SourceError."""
+    """The encoder of a model, named as on the command line. Raises SourceError."""
     with stage("Looking at the model"):
         return Encoder(open_source(str(Path(model).resolve()) if Path(model).is_dir() else model))
 

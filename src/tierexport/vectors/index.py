@@ -9,7 +9,8 @@ import numpy as np
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
 from tierexport.metrics.topk import QUERIES, Indices, TopK, blocks, greatest
-from tierexport.vectors.codecs import Bytes, Codec, unpack
+from tierexport.vectors.codecs import Codec
+from tierexport.vectors.packing import Bytes, unpack
 from tierexport.vectors.storage import to_faiss
 
 CHUNK = 16_384
@@ -29,10 +30,10 @@ class Index:
     def scores(self, queries: Floats, quantized: bool = False) -> Iterator[Floats]:
         """Scores float32 (queries, documents of a chunk), chunk after chunk.
 
-        Queries are taken as they are (asymmetric), or through the codec as the documents were.
+        Queries stay unquantized (asymmetric), or go through the codec as the documents did.
         """
-        asked = self._asked(queries, quantized)
-        return (found for _, _, found in self._scored(asked, len(asked)))
+        prepared = self._prepared(queries, quantized)
+        return (found for _, _, found in self._scored(prepared, len(prepared)))
 
     def search(self, queries: Floats, count: int, quantized: bool = False) -> tuple[Floats, Indices]:
         """The `count` best documents of each query, best first: scores and rows, both (queries, count).
@@ -40,29 +41,29 @@ class Index:
         Equal scores are ordered by row. Memory is bounded by a block of queries · a chunk of documents.
         """
         best = TopK(len(queries), self._count(count))
-        for first, rows, found in self._scored(self._asked(queries, quantized), QUERIES):
+        for first, rows, found in self._scored(self._prepared(queries, quantized), QUERIES):
             best.add(rows, first, found)
         return best.scores, best.rows
 
-    def _scored(self, asked: Floats, block: int) -> Iterator[tuple[int, slice, Floats]]:
+    def _scored(self, prepared: Floats, block: int) -> Iterator[tuple[int, slice, Floats]]:
         """Scores of a block of queries and a chunk of documents, with the chunk's first row and the queries' rows."""
         scale, offset = self.codec.line
-        weights, constant = (asked * scale).T.copy(), (asked @ offset)[:, None]
+        weights, constant = (prepared * scale).T.copy(), (prepared @ offset)[:, None]
         for first in range(0, len(self.codes), CHUNK):
             numbers = unpack(self.codes[first : first + CHUNK], self.codec.level, self.codec.width).astype(np.float32)
             lengths = self._lengths[first : first + len(numbers)]
-            for rows in blocks(len(asked), block):
+            for rows in blocks(len(prepared), block):
                 # so nothing is decoded, and BLAS does the work
                 found = (numbers @ weights[:, rows]).T + constant[rows]
-                yield first, rows, self._compared(found, asked[rows], lengths)
+                yield first, rows, self._compared(found, prepared[rows], lengths)
 
-    def _compared(self, products: Floats, asked: Floats, lengths: Floats) -> Floats:
+    def _compared(self, products: Floats, prepared: Floats, lengths: Floats) -> Floats:
         """Scores by the codec's similarity, from dot products (queries, documents) and the documents' lengths."""
         if self.codec.similarity == "cosine":
             return products / _divisors(lengths)
         if self.codec.similarity == "dot":
             return products
-        squared = np.square(asked).sum(1)[:, None] + np.square(lengths) - 2 * products
+        squared = np.square(prepared).sum(1)[:, None] + np.square(lengths) - 2 * products
         found: Floats = -np.sqrt(np.maximum(squared, 0))
         return found
 
@@ -78,18 +79,19 @@ class Index:
         distances, rows = self._bits.search(self.codec.encode(queries), min(count * max(rescored, 1), len(self.codes)))
         if not rescored:
             return distances.astype(np.float32), rows
-        asked = self._asked(queries, False)
+        prepared = self._prepared(queries, False)
         values = self._values(self.codes[rows.reshape(-1)]).reshape(*rows.shape, -1)
-        scores = self._compared(np.einsum("qd,qkd->qk", asked, values), asked, self._lengths[rows])
+        scores = self._compared(np.einsum("qd,qkd->qk", prepared, values), prepared, self._lengths[rows])
         order = greatest(scores, count)
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
 
     def _count(self, count: int) -> int:
+        """How many can be found. Raises VectorError for less than one."""
         if count < 1 or not len(self.codes):
             raise VectorError(f"can't find {count} of {len(self.codes)} vectors")
         return min(count, len(self.codes))
 
-    def _asked(self, queries: Floats, quantized: bool) -> Floats:
+    def _prepared(self, queries: Floats, quantized: bool) -> Floats:
         """Queries rotated but not scaled to each vector's own range, of the length that the codec's similarity counts."""
         if quantized:
             found = self._undone(self._values(self.codec.encode(self.codec.scaled(queries))))
@@ -109,12 +111,15 @@ class Index:
         return self.codec.rotation if self.codec.width > self.codec.dimensions else None
 
     def _undone(self, values: Floats) -> Floats:
+        """Values with the rotation undone where it changes lengths."""
         return values if self._widened is None else values @ self._widened.T
 
     def _values(self, codes: Bytes) -> Floats:
+        """The values of codes before the rotation is undone, float32 (vectors, width)."""
         return self.codec.values(unpack(codes, self.codec.level, self.codec.width))
 
     def _chunks(self) -> Iterator[Floats]:
+        """The values of all documents, chunk after chunk."""
         for start in range(0, len(self.codes), CHUNK):
             yield self._values(self.codes[start : start + CHUNK])
 

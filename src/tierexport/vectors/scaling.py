@@ -1,4 +1,4 @@
-"""Choosing a codec's bounds from vectors that come in batches."""
+"""Chooses a codec's bounds from vectors, read in batches."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +17,12 @@ MOMENTUM = 0.99
 SPREADS = {"int8": 4.0, "int4": 2.5, "trinary": 1.84, "binary": 1.6}
 """Half a range in standard deviations: near the uniform quantizer of least squared error for a normal distribution with so
 many cells (Max 1960, doi 10.1109/TIT.1960.1057548)."""
+
+FEW_CELLS = 3
+"""Levels of at most so many cells have their ranges around zero."""
+
+BATCH = 256
+"""Vectors of a batch; the last one has between 128 and 383, for the deviation of a few vectors is no estimate."""
 
 TRIED_SPREADS = np.linspace(0.4, 1.6, 25)
 """Multiples of SPREADS among which "clip" takes the best."""
@@ -43,7 +49,7 @@ class Moments:
 
 
 def moments(batches: Iterable[Floats]) -> Moments:
-    """What all batches, float32 (vectors, dimensions), tell; there is one at least."""
+    """The moments over all batches, float32 (vectors, dimensions) each; at least one."""
     first, *others = batches
     mean, deviation = first.mean(0, dtype=np.float64), first.std(0, dtype=np.float64)
     found = Moments(first.min(0).astype(np.float64), first.max(0).astype(np.float64), mean, deviation)
@@ -62,13 +68,30 @@ def fit(
 ) -> Codec:
     """A codec whose bounds come from two vectors or more, float32 (vectors, dimensions), in batches of about BATCH.
 
-    They have to be as long as those that will be coded: of unit length where they are compared by cosine.
+    Their lengths have to be those of the vectors that will be coded: unit length where they are compared by cosine.
 
     "minmax": from least to greatest. "rolling": around the moving mean, by so many moving standard deviations as suit a
     normal distribution. "clip": as "rolling", by the multiple that gives the least squared error on these vectors, one for
     all dimensions. binary's border is the middle of the range, so its ranges, and trinary's, lie around zero.
     Raises VectorError.
     """
+    _check(vectors, level, scaling)
+    blank = np.zeros(vectors.shape[1] if rotation is None else rotation.shape[1], np.float32)
+    plain = Codec(level, blank, blank, per_vector, rotation, similarity=similarity)
+    prepared = plain.prepared(vectors)
+    found = moments(_batches(prepared))
+    if per_vector:  # one range for all dimensions, since a vector has one scale
+        found = _overall(found)
+    if scaling == "minmax":
+        return _bounded(plain, *_extremes(found, level))
+    if scaling == "rolling":
+        return _bounded(plain, *_around(found, level, 1.0))
+    tried = [_bounded(plain, *_around(found, level, factor)) for factor in TRIED_SPREADS]
+    return min(tried, key=lambda codec: _error(codec, prepared))
+
+
+def _check(vectors: Floats, level: str, scaling: str) -> None:
+    """Raises VectorError for a level or scaling that is not known, and for vectors that no codec can be fitted on."""
     if scaling not in SCALINGS:
         raise VectorError(f"{scaling!r} is no way to choose bounds: {', '.join(SCALINGS)}")
     if level not in CELLS:
@@ -77,28 +100,10 @@ def fit(
         raise VectorError(f"a codec is fitted on two vectors at least, and here is {len(vectors)}")
     if not np.isfinite(vectors).all():
         raise VectorError("vectors to fit a codec on hold NaN or infinity")
-    blank = np.zeros(vectors.shape[1] if rotation is None else rotation.shape[1], np.float32)
-    plain = Codec(level, blank, blank, per_vector, rotation, similarity=similarity)
-    prepared = plain.prepared(vectors)
-    found = moments(_batches(prepared))
-    if per_vector:  # one range for all dimensions, since a vector has one scale
-        found = _overall(found)
-    if scaling == "minmax":
-        low, high = found.low, found.high
-        if CELLS[level] <= 3:
-            high = np.maximum(np.abs(low), np.abs(high))
-            low = -high
-        return _bounded(plain, low, high)
-    tried = TRIED_SPREADS if scaling == "clip" else [1.0]
-    codecs = [_bounded(plain, *_around(found, level, factor)) for factor in tried]
-    return min(codecs, key=lambda codec: _error(codec, prepared)) if len(codecs) > 1 else codecs[0]
-
-
-BATCH = 256
-"""Vectors of a batch; of the last one, half as many up to half as many more, for the deviation of a few says nothing."""
 
 
 def _batches(vectors: Floats) -> Iterator[Floats]:
+    """Vectors in batches of BATCH, the last one of another size."""
     last = max(len(vectors) - BATCH // 2, 0) // BATCH * BATCH
     for first in range(0, last, BATCH):
         yield vectors[first : first + BATCH]
@@ -113,8 +118,17 @@ def _overall(found: Moments) -> Moments:
     return Moments(low, high, mean, spread)
 
 
+def _extremes(found: Moments, level: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Least and greatest value, or for levels of few cells the greatest magnitude on both sides of zero."""
+    if CELLS[level] > FEW_CELLS:
+        return found.low, found.high
+    high = np.maximum(np.abs(found.low), np.abs(found.high))
+    return -high, high
+
+
 def _around(found: Moments, level: str, factor: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    few = CELLS[level] <= 3
+    """So many times SPREADS around the mean, or for levels of few cells around zero."""
+    few = CELLS[level] <= FEW_CELLS
     middle = 0 if few else found.mean
     spread = np.sqrt(np.square(found.deviation) + np.square(found.mean)) if few else found.deviation
     half = SPREADS[level] * factor * spread
@@ -122,6 +136,7 @@ def _around(found: Moments, level: str, factor: float) -> tuple[npt.NDArray[np.f
 
 
 def _bounded(plain: Codec, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> Codec:
+    """A codec with these bounds."""
     return replace(plain, low=low.astype(np.float32), high=high.astype(np.float32))
 
 
@@ -132,7 +147,8 @@ def _error(codec: Codec, prepared: Floats) -> float:
 
 
 def widening(dimensions: int, times: int, rotate: bool) -> Floats | None:
-    """What a vector is multiplied with before it is coded, float32 (dimensions, times · dimensions), its rows orthonormal.
+    """The matrix that a vector is multiplied with before it is coded, for an expansion factor of `times`: float32
+    (dimensions, times · dimensions), its rows orthonormal.
 
     The vector itself, or a random rotation of it, and beside it other rotations: twice as many signs halve what binary loses.
     None where the vector stays as it is.

@@ -1,4 +1,4 @@
-"""Codecs and codes as safetensors, and as what faiss takes."""
+"""Codecs and codes as safetensors files, and as indexes of faiss."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,8 @@ from tierexport.artifact.manifest import VectorsEntry
 from tierexport.base.errors import VectorError
 from tierexport.base.files import write_whole
 from tierexport.base.libraries import import_faiss
-from tierexport.vectors.codecs import Bytes, Codec, check_codes
+from tierexport.vectors.codecs import Codec
+from tierexport.vectors.packing import Bytes, check_codes
 
 VERSION = "1"
 
@@ -38,16 +39,29 @@ def read_codec(path: Path) -> tuple[Codec, Bytes | None]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         if settings["version"] != VERSION:
             raise VectorError(f"{path} is a codec of version {settings['version']!r}, and {VERSION} is read: update tierexport")
-        bounds, flags = (arrays["low"], arrays["high"]), (settings["per_vector"], settings["asymmetric"])
-        if not all(isinstance(flag, bool) for flag in flags):
-            raise TypeError(f"{flags} have to be true or false")
-        told = arrays.get("probe"), settings.get("similarity", "cosine")
-        codec = Codec(settings["level"], *bounds, flags[0], _rotation(arrays), flags[1], *told)
+        codec = _codec(settings, arrays)
         if "codes" in arrays:
             check_codes(arrays["codes"], codec.level, codec.width)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise VectorError(f"{path} is no codec that tierexport wrote: {error!r}") from None
     return codec, arrays.get("codes")
+
+
+def _codec(settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> Codec:
+    """The codec of a file's settings and arrays. Raises KeyError, TypeError, ValueError or VectorError for what is none."""
+    flags = settings["per_vector"], settings["asymmetric"]
+    if not all(isinstance(flag, bool) for flag in flags):
+        raise TypeError(f"{flags} have to be true or false")
+    return Codec(
+        level=settings["level"],
+        low=arrays["low"],
+        high=arrays["high"],
+        per_vector=flags[0],
+        rotation=_rotation(arrays),
+        asymmetric=flags[1],
+        probe=arrays.get("probe"),
+        similarity=settings.get("similarity", "cosine"),
+    )
 
 
 def is_codec(path: Path) -> bool:
@@ -72,7 +86,7 @@ def to_faiss(codec: Codec, codes: Bytes) -> Any:
     """A faiss index that holds these very codes: IndexBinaryFlat for binary, IndexScalarQuantizer for int8 and int4.
 
     A rotation is left to the caller: `codec.prepared` turns queries as the codes were. Raises VectorError for a level that
-    faiss lacks, and for odd dimensions at int4, whose last half byte faiss lays out otherwise.
+    faiss lacks, and for odd dimensions at int4, whose last half byte faiss stores in another place.
     """
     check_codes(codes, codec.level, codec.width)
     faiss = import_faiss()

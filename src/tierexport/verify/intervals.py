@@ -37,7 +37,7 @@ def mean_interval(values: Sequence[float] | Values) -> tuple[float, float]:
 
 
 def difference(reference: Sequence[float] | Values, found: Sequence[float] | Values) -> Difference:
-    """The mean of `found` less `reference` over the same queries.
+    """The mean of `found` - `reference` over the same queries, paired.
 
     The interval is a percentile bootstrap over queries, the test a sign-flip permutation (Smucker,
     Allan and Carterette 2007 recommend both for retrieval); both draw 10,000 times from a fixed seed.
@@ -53,12 +53,13 @@ def difference(reference: Sequence[float] | Values, found: Sequence[float] | Val
 
 
 def _mean_difference(x: Values, y: Values, axis: int) -> Values:
+    """The statistic of the permutation test, vectorized over resamples."""
     mean: Values = np.mean(x, axis=axis) - np.mean(y, axis=axis)
     return mean
 
 
 def correlation_interval(human: Values, reference: Values, found: Values) -> tuple[float, float]:
-    """Percentile bootstrap interval over pairs of Spearman(human, found) less Spearman(human, reference)."""
+    """Percentile bootstrap interval over pairs of Spearman(human, found) - Spearman(human, reference)."""
     generator = np.random.default_rng(SEED)
     draws = (generator.integers(len(human), size=(BATCH, len(human))) for _ in range(RESAMPLES // BATCH))
     deltas = [_spearman(human[each], found[each]) - _spearman(human[each], reference[each]) for each in draws]

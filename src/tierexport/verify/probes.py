@@ -1,7 +1,7 @@
 """Short texts of the kinds on which conversions go wrong, and what two programs make of each.
 
 A screen of ordinary sentences shows nothing of capitals, of scripts, of tokens that were added to a tokenizer, or of where
-long texts are cut; those are the differences that public bug reports tell of.
+long texts are cut; those are the differences that public bug reports describe.
 """
 
 import json
@@ -25,7 +25,7 @@ WORDS = ("the", "river", "rose", "slowly", "after", "three", "days", "of", "rain
 
 @dataclass(frozen=True)
 class Probe:
-    """A text of a kind ("query" or "passage", which selects the prompt), what it is about, and why it may come out otherwise.
+    """A text of a kind ("query" or "passage", which selects the prompt), its subject, and the likely cause of a difference.
 
     What is not `required` is reported, and stops nothing: llama.cpp is known not to do it, and few texts have it.
     """
@@ -76,6 +76,7 @@ def _long(max_tokens: int) -> str:
 
 
 def _speaks(source: Source, language: str) -> bool:
+    """Whether the model's card names a language, or that it is multilingual."""
     return bool({language, "multilingual"} & {each.lower().partition("-")[0] for each in source.languages})
 
 
@@ -106,6 +107,7 @@ def _added_tokens(source: Source) -> tuple[list[str], list[str]]:
 
 
 def _core_tokens(source: Source) -> Iterator[str]:
+    """Tokens that tokenizers have for themselves, by common names and by this one's settings."""
     file = transformer_folder(source.path) / "tokenizer_config.json"
     settings = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     yield from ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "<unk>", "<pad>", "<mask>")

@@ -3,7 +3,7 @@
 The measures are trec_eval's own code (pytrec_eval); nothing is summed here but the mean over queries.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,8 +34,8 @@ def top_documents(
     """Row numbers and scores, float32, of the `depth` nearest documents per query, best first.
 
     Both are float32 (rows, dimensions); `documents` may be a memory map. They are compared in blocks, so that memory is
-    bounded by a block of queries · a chunk of documents. As trec_eval does, scores are rounded to float32 before equal ones
-    are told apart; those are ordered as the rows in `order` are, or by row number.
+    bounded by a block of queries · a chunk of documents. As trec_eval does, scores are rounded to float32 before they
+    are compared; equal ones are ordered as the rows in `order` are, or by row number.
     """
     order = np.arange(len(documents)) if order is None else order
     best = TopK(len(queries), min(depth, len(documents)))
@@ -53,6 +53,20 @@ class Vectors:
 
     queries: Encoded
     documents: Encoded
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Which queries and documents of a set's vectors are scored, bool (texts,), and the share of texts with equal tokens."""
+
+    queries: npt.NDArray[np.bool_]
+    documents: npt.NDArray[np.bool_]
+    tokens_equal: float
+
+    def scores(self, data: RetrievalSet, vectors: Vectors, similarity: Similarity) -> "Scores":
+        """What the selected vectors score on `data`, which holds the selected texts alone."""
+        queries, documents = _selected(vectors.queries, self.queries), _selected(vectors.documents, self.documents)
+        return score(data, queries, documents, similarity)
 
 
 @dataclass(frozen=True)
@@ -94,14 +108,13 @@ def judge(data: RetrievalSet, reference: Vectors, ours: Vectors, similarity: Sim
     """An artifact's vectors against fp32's on one set; where tokens differ, also without those texts."""
     same_queries = same_tokens(reference.queries, ours.queries)
     same_documents = same_tokens(reference.documents, ours.documents)
-    tokens_equal = float(np.concatenate([same_queries, same_documents]).mean())
-    every = np.ones(len(data.queries), bool), np.ones(len(data.documents), bool)
-    whole = _judge(data, reference, ours, *every, tokens_equal, similarity)
-    rest = None
-    if tokens_equal < 1 and (kept := without(data, same_queries, same_documents)).queries:
-        queries = np.isin(data.query_ids, kept.query_ids)
-        rest = _judge(kept, reference, ours, queries, same_documents, 1.0, similarity)
-    return replace(whole, same_tokens=rest)
+    share = float(np.concatenate([same_queries, same_documents]).mean())
+    every = _Selection(np.ones(len(data.queries), bool), np.ones(len(data.documents), bool), share)
+    whole = _judge(data, reference, ours, every, similarity)
+    if share == 1 or not (rest := without(data, same_queries, same_documents)).queries:
+        return whole
+    same = _Selection(np.isin(data.query_ids, rest.query_ids), same_documents, 1.0)
+    return replace(whole, same_tokens=_judge(rest, reference, ours, same, similarity))
 
 
 def without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_]) -> RetrievalSet:
@@ -111,16 +124,7 @@ def without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.N
     """
     document_ids = _chosen(data.document_ids, documents)
     left = set(document_ids)
-    gone = set(data.document_ids) - left
-    qrels = {
-        query: {name: grade for name, grade in data.qrels[query].items() if name not in gone}
-        for query in _chosen(data.query_ids, queries)
-    }
-    qrels = {
-        query: grades
-        for query, grades in qrels.items()
-        if len(grades) == len(data.qrels[query]) or any(grade > 0 and name in left for name, grade in grades.items())
-    }
+    qrels = _grades_left(data, _chosen(data.query_ids, queries), left)
     texts = dict(zip(data.query_ids, data.queries, strict=True))
     return RetrievalSet(
         name=f"{data.name}, same tokens only",
@@ -133,20 +137,27 @@ def without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.N
     )
 
 
+def _grades_left(data: RetrievalSet, queries: Iterable[str], left: Collection[str]) -> dict[str, dict[str, int]]:
+    """The grades of queries without the documents that are gone; queries that lost all relevant documents are left out."""
+    gone = set(data.document_ids).difference(left)
+    found = {query: {name: grade for name, grade in data.qrels[query].items() if name not in gone} for query in queries}
+    return {
+        query: grades
+        for query, grades in found.items()
+        if len(grades) == len(data.qrels[query]) or any(grade > 0 and name in left for name, grade in grades.items())
+    }
+
+
 def _chosen(items: tuple[str, ...], rows: npt.NDArray[np.bool_]) -> tuple[str, ...]:
     return tuple(item for item, stays in zip(items, rows, strict=True) if stays)
 
 
 def _judge(
-    data: RetrievalSet, reference: Vectors, ours: Vectors,
-    queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_], tokens_equal: float, similarity: Similarity,
-) -> RetrievalVerdict:  # fmt: skip
+    data: RetrievalSet, reference: Vectors, ours: Vectors, selection: _Selection, similarity: Similarity
+) -> RetrievalVerdict:
     """The verdict over the selected rows, which are those of `data`."""
-    expected, found = (
-        score(data, _selected(each.queries, queries), _selected(each.documents, documents), similarity)
-        for each in (reference, ours)
-    )
-    judged = difference(expected.per_query["ndcg_at_10"], found.per_query["ndcg_at_10"])
+    expected, found = (selection.scores(data, each, similarity) for each in (reference, ours))
+    tested = difference(expected.per_query["ndcg_at_10"], found.per_query["ndcg_at_10"])
     near = np.concatenate(list(_cosines(reference.documents, ours.documents)))
     return RetrievalVerdict(
         dataset=data.name,
@@ -158,12 +169,12 @@ def _judge(
         reference_ndcg_at_10=expected.mean("ndcg_at_10"),
         reference_recall_at_10=expected.mean("recall_at_10"),
         reference_mrr_at_10=expected.mean("mrr_at_10"),
-        delta=judged.mean,
-        ci_low=judged.ci_low,
-        ci_high=judged.ci_high,
-        p_value=judged.p_value,
-        tokens_equal=tokens_equal,
-        cos_mean=float(near[documents].mean()),
+        delta=tested.mean,
+        ci_low=tested.ci_low,
+        ci_high=tested.ci_high,
+        p_value=tested.p_value,
+        tokens_equal=selection.tokens_equal,
+        cos_mean=float(near[selection.documents].mean()),
         own_documents=len(data.own),
         odd=data.odd,
         deltas=tuple(float(each) for each in found.per_query["ndcg_at_10"] - expected.per_query["ndcg_at_10"]),
@@ -176,6 +187,7 @@ def _selected(encoded: Encoded, rows: npt.NDArray[np.bool_]) -> Floats:
 
 
 def _cosines(reference: Encoded, ours: Encoded) -> Iterator[npt.NDArray[np.float64]]:
+    """Cosines of the vectors to the reference's, float64 (rows of a chunk,), chunk after chunk."""
     for start in range(0, len(reference.vectors), CHUNK_ROWS):
         chunk = slice(start, start + CHUNK_ROWS)
         yield cosines(np.asarray(reference.vectors[chunk]), np.asarray(ours.vectors[chunk]))

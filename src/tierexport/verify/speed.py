@@ -1,4 +1,4 @@
-"""How fast an artifact encodes beside fp32: in turns, on the same texts, until the ratio is known well enough to be stated."""
+"""How fast an artifact encodes beside fp32: in turns on the same texts, until the ratio's interval is narrow enough."""
 
 import math
 import tempfile
@@ -96,9 +96,11 @@ def _missing(logs: Values) -> float:
 
 
 def _turn(ours: Encode, reference: Encode, texts: Sequence[str]) -> tuple[float, float]:
+    """Texts per second of an artifact and of fp32, one after the other."""
     return _speed(ours, texts), _speed(reference, texts)
 
 
 def _speed(encode: Encode, texts: Sequence[str]) -> float:
+    """Texts per second of one pass."""
     with tempfile.TemporaryDirectory() as folder:
         return encode(texts, Path(folder)).texts_per_second

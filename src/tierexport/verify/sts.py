@@ -22,4 +22,5 @@ def judge(name: str, scores: Sequence[float], reference: Encoded, ours: Encoded,
 
 
 def _compared(encoded: Encoded, similarity: Similarity) -> npt.NDArray[np.float64]:
+    """The similarity of each pair, float64 (pairs,)."""
     return similarity.pairs(np.asarray(encoded.vectors[::2]), np.asarray(encoded.vectors[1::2]))

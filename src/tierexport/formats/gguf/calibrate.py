@@ -9,7 +9,6 @@ from tierexport.base.stages import stage_key
 from tierexport.formats.gguf.imatrix import check_fits, read_imatrix, write_imatrix
 from tierexport.model.encoder import open_model
 from tierexport.model.stages import source_stages
-from tierexport.quantize.importance import measure_importance
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
 
@@ -28,6 +27,8 @@ def importance(planned: FormatPlan, made: Plan) -> Imatrix:
 
 
 def _measured_imatrix(made: Plan, planned: FormatPlan) -> Path:
+    from tierexport.quantize.importance import measure_importance
+
     texts, dataset = made.texts.texts, made.texts.digest
 
     def measure(folder: Path) -> None:

@@ -20,9 +20,9 @@ from tierexport.formats.gguf.worker_client import Worker
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection
 from tierexport.formats.job import Job, Progress
-from tierexport.model.roles import KEPT_ROLE
+from tierexport.model.roles import UNQUANTIZED_ROLE
 from tierexport.quantize.grids import GGUF_GRIDS
-from tierexport.quantize.layerwise import Rounded, Target
+from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
 from tierexport.recipe.schema import Recipe, Tier
@@ -65,7 +65,7 @@ class Gguf:
 
     def takes_feedback(self, tensor: Tensor, native: str) -> bool:
         """Whether it is a matrix of a layer, and the type is one that codes are packed for."""
-        return native in GGUF_GRIDS and tensor.layer is not None and tensor.role != KEPT_ROLE and len(tensor.shape) == 2
+        return native in GGUF_GRIDS and tensor.layer is not None and tensor.role != UNQUANTIZED_ROLE and len(tensor.shape) == 2
 
     def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Rows times bytes per row."""

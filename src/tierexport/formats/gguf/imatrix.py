@@ -14,8 +14,9 @@ import numpy as np
 
 from tierexport.base.errors import CalibrationError
 from tierexport.base.records import Floats, Imatrix, Importance, Tensor
-from tierexport.model.roles import KEPT_ROLE, gguf_name
-from tierexport.quantize.importance import floored
+from tierexport.model.placement import linear_of
+from tierexport.model.roles import UNQUANTIZED_ROLE, gguf_name
+from tierexport.quantize.floor import floored
 
 CHUNK_TOKENS = 512
 """llama-imatrix counts its texts in chunks of this many tokens, and the file has to name a size."""
@@ -34,9 +35,9 @@ def write_imatrix(importance: Importance, tensors: Iterable[Tensor], path: Path)
     writer.add_uint32("imatrix.chunk_size", CHUNK_TOKENS)
     measured = {gguf_name(name): name for name in importance.sums}
     for tensor in sorted(tensors, key=lambda each: each.name):
-        source = next((measured[name] for name in _same_input(tensor.name) if name in measured), None)
+        source = linear_of(tensor, measured)
         if source is None:
-            if tensor.layer is None or tensor.role == KEPT_ROLE:
+            if tensor.layer is None or tensor.role == UNQUANTIZED_ROLE:
                 continue
             raise CalibrationError(f"no Linear of the model was seen to be {tensor.name}: give an imatrix made elsewhere")
         count = float(importance.counts[source])
@@ -47,20 +48,6 @@ def write_imatrix(importance: Importance, tensors: Iterable[Tensor], path: Path)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-_SAME_INPUT = {"attn_qkv": "attn_q", "attn_q": "attn_qkv", "attn_k": "attn_qkv", "attn_v": "attn_qkv", "ffn_gate": "ffn_up"}
-"""Matrices that a module tree may hold fused where the file has them apart, or the other way round."""
-
-
-def _same_input(name: str) -> tuple[str, ...]:
-    """The GGUF names under which the input of a tensor may have been measured.
-
-    A checkpoint's names are no help: transformers renames some when it loads them.
-    """
-    base = name.removesuffix(".weight").rpartition(".")[2]
-    other = _SAME_INPUT.get(base)
-    return (name, name.replace(base, other)) if other else (name,)
 
 
 def read_imatrix(path: Path) -> Imatrix:
@@ -148,6 +135,6 @@ def check_fits(imatrix: Imatrix, tensors: Iterable[Tensor]) -> None:
             )
         if not np.isfinite(means).all() or (means < 0).any():
             raise CalibrationError(f"{imatrix.path}: {name} holds values that no sum of squares can have")
-    matrices = [tensor.name for tensor in named.values() if tensor.layer is not None and tensor.role != KEPT_ROLE]
+    matrices = [tensor.name for tensor in named.values() if tensor.layer is not None and tensor.role != UNQUANTIZED_ROLE]
     if missing := [name for name in matrices if name not in imatrix.means]:
         raise CalibrationError(f"{imatrix.path} has no entry for {missing[0]}: it is another model's, or incomplete")

@@ -10,7 +10,7 @@ from tierexport.base.records import Tensor
 from tierexport.formats.gguf.header import read_gguf_header
 from tierexport.formats.header import HeaderEntry, Room
 from tierexport.formats.inspection import Inspection, read_headers, table_warnings, whole_bytes
-from tierexport.model.roles import KEPT_ROLE, role_and_layer
+from tierexport.model.roles import UNQUANTIZED_ROLE, role_and_layer
 
 POOLING_NAMES = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 """llama.cpp's enum llama_pooling_type."""
@@ -115,6 +115,6 @@ def _fallback_warnings(tensors: Sequence[StoredTensor]) -> Iterator[str]:
 
 def _imatrix_warnings(metadata: Mapping[str, Any], tensors: Sequence[StoredTensor]) -> Iterator[str]:
     """Warns of low bits without a trace of an imatrix."""
-    low = [each.type for each in tensors if each.tensor.role != KEPT_ROLE and nominal_bits(each.type) <= 4]
+    low = [each.type for each in tensors if each.tensor.role != UNQUANTIZED_ROLE and nominal_bits(each.type) <= 4]
     if set(low) - set(TRAINED_TYPES) and not any(key.startswith("quantize.imatrix.") for key in metadata):
         yield f"{len(low)} tensors at 4 bits or below, and no quantize.imatrix.*: made without an imatrix, they lose more"

@@ -14,12 +14,12 @@ from tierexport.formats.gguf import ggml
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.job import Job, Progress
 from tierexport.model.batches import prompt_for
-from tierexport.model.roles import KEPT_ROLE, gguf_name
-from tierexport.quantize.gptq import Codes
+from tierexport.model.roles import UNQUANTIZED_ROLE, gguf_name
+from tierexport.quantize.codes import Codes
+from tierexport.quantize.floor import floored
 from tierexport.quantize.grids import GGUF_GRIDS
-from tierexport.quantize.importance import floored
-from tierexport.quantize.layerwise import Rounded, Target
 from tierexport.quantize.packing import pack
+from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.planned import FormatPlan, PlannedTensor
 
 _FILE_TYPES = {"F32": "ALL_F32", **{f"Q{bits}_K": f"MOSTLY_Q{bits}_K_M" for bits in (3, 4, 5)}}
@@ -41,8 +41,8 @@ def targets(job: Job) -> list[Target]:
 
         return Target(row.tensor, values, nearest, GGUF_GRIDS[row.type] if row.rounding != "nearest" else None)
 
-    crushed = (row for row in job.plan.rows if row.type != "F32" and row.tensor.role != KEPT_ROLE)
-    return [target(row) for row in crushed if len(row.tensor.shape) == 2]
+    quantized = (row for row in job.plan.rows if row.type != "F32" and row.tensor.role != UNQUANTIZED_ROLE)
+    return [target(row) for row in quantized if len(row.tensor.shape) == 2]
 
 
 def tunable(job: Job, parameters: Mapping[str, Floats]) -> list[str]:
@@ -64,7 +64,7 @@ def write_gguf(job: Job, rounded: Rounded, path: Path, progress: Progress) -> No
     """
     data = _unquantized(job.source)
     writer = _begun(job, path)
-    data |= {str(gguf_name(name)): values for name, values in rounded.kept.items()}
+    data |= {str(gguf_name(name)): values for name, values in rounded.tuned.items()}
     for row in job.plan.rows:
         writer.write_tensor_data(_quantized(row, data[row.tensor.name], job.imatrix, rounded.codes.get(row.tensor.name)))
         progress(row.tensor.parameters)

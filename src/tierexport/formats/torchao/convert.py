@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from tierexport.base.errors import PlanError
 from tierexport.formats.torchao.pack import pack_int4
 from tierexport.recipe.schema import TorchaoSettings
@@ -11,7 +13,6 @@ from tierexport.recipe.schema import TorchaoSettings
 
 def config_of(native: str, settings: TorchaoSettings) -> Any:
     """Torchao's configuration for a native type, as the saved config.json will state it."""
-    import torch
     from torchao.quantization import Int4WeightOnlyConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup
 
     # A zero point is stored either way; using it took a third off the error at 4 bits (docs/log.md).
@@ -27,7 +28,6 @@ def config_of(native: str, settings: TorchaoSettings) -> Any:
 
 def quantize(module: Any, native: str, config: Any, settings: TorchaoSettings) -> None:
     """Round a module's weight to a native type by torchao."""
-    import torch
     from torchao.quantization import quantize_
 
     if settings.layout == "packed":
@@ -42,8 +42,6 @@ def quantize(module: Any, native: str, config: Any, settings: TorchaoSettings) -
 
 def to_half(module: Any, parameter: str, name: str) -> None:
     """Keep a parameter of a module in fp16. Raises PlanError for values beyond its range."""
-    import torch
-
     half = getattr(module, parameter).detach().half()
     if not torch.isfinite(half).all():
         raise PlanError(f"{name} has values beyond fp16's range: give its tier 32 bits")

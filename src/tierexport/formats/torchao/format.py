@@ -22,7 +22,7 @@ from tierexport.formats.torchao import tree, types, write
 from tierexport.formats.torchao.header import read_safetensors_header
 from tierexport.formats.torchao.inspect import inspect_safetensors, same_model
 from tierexport.formats.torchao.reader import Opened
-from tierexport.quantize.layerwise import Rounded, Target
+from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
 from tierexport.recipe.schema import Recipe, Tier, TorchaoSettings

@@ -1,15 +1,12 @@
 """Torchao's 4-bit tensors from codes and back to values, in both layouts."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 
-def unpack_int4(packed: Any) -> "torch.Tensor":
+def unpack_int4(packed: Any) -> torch.Tensor:
     """The float32 (rows, columns) matrix of an `Int4Tensor`; the inverse of `pack_int4`."""
-    import torch
-
     rows, columns = packed.shape
     codes = torch.stack([packed.qdata << 4 >> 4, packed.qdata >> 4], -1).reshape(rows, columns)
     grouped = codes.float().reshape(rows, -1, packed.block_size[-1])
@@ -18,7 +15,7 @@ def unpack_int4(packed: Any) -> "torch.Tensor":
     return weight
 
 
-def plain(weight: Any) -> "torch.Tensor":
+def plain(weight: Any) -> torch.Tensor:
     """The float32 values of a weight that may be quantized."""
     from torchao.quantization import Int4Tensor
     from torchao.utils import TorchAOBaseTensor

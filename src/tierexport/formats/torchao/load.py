@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from tierexport.base.errors import ArtifactError
 from tierexport.base.libraries import import_sentence_transformers
 from tierexport.formats.torchao.int4 import plain
@@ -32,14 +34,12 @@ def _is_packed(model: Any) -> bool:
 
 
 def _has_int4_kernel(device: str) -> bool:
-    import torch
 
     return device.startswith("cuda") and hasattr(torch.ops, "mslk") and hasattr(torch.ops.mslk, "bf16i4bf16_rowwise")
 
 
 def _dequantize(model: Any) -> None:
     """Replace every quantized weight by its float32 values, and compute in float32."""
-    import torch
     from torchao.utils import TorchAOBaseTensor
 
     for module in model.modules():

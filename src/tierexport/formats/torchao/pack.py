@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tierexport.quantize.gptq import Codes
+from tierexport.quantize.codes import Codes
 from tierexport.quantize.grids import divided
 
 if TYPE_CHECKING:

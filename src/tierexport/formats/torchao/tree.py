@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 
 from tierexport.base.errors import SourceError
@@ -9,7 +10,7 @@ from tierexport.base.libraries import import_sentence_transformers
 from tierexport.base.records import Source, Tensor
 from tierexport.model.encoder import auto_class
 from tierexport.model.folder import transformer_folder
-from tierexport.model.roles import KEPT_ROLE, gguf_name, role_and_layer
+from tierexport.model.roles import UNQUANTIZED_ROLE, gguf_name, role_and_layer
 from tierexport.model.weights import module_weights
 
 
@@ -23,14 +24,13 @@ def tensors(source: Source) -> tuple[Tensor, ...]:
         with safe_open(file, framework="np") as opened:
             for name in opened.keys():  # noqa: SIM118  # not a dict
                 shape = tuple(opened.get_slice(name).get_shape())
-                found.append(Tensor(f"{file.parent.name}/{name}", KEPT_ROLE, None, shape))
+                found.append(Tensor(f"{file.parent.name}/{name}", UNQUANTIZED_ROLE, None, shape))
     return tuple(found)
 
 
 def _module_tree(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and kind of module ("linear", "embedding", "other") of every tensor that is saved."""
     import_sentence_transformers()
-    import torch
     from transformers import AutoConfig
 
     try:
@@ -55,6 +55,6 @@ def _tensor(name: str, shape: tuple[int, ...], kind: str) -> Tensor:
     """A tensor with its role. Only matrices of Linear and Embedding modules can be quantized."""
     known = gguf_name(name)
     if kind == "other" or len(shape) < 2 or (kind == "embedding" and known is None):
-        return Tensor(name, KEPT_ROLE, role_and_layer(known, shape)[1] if known else None, shape)
+        return Tensor(name, UNQUANTIZED_ROLE, role_and_layer(known, shape)[1] if known else None, shape)
     role, layer = role_and_layer(known or name, shape)
     return Tensor(name, role, layer, shape)

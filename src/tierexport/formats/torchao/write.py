@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from tierexport.base.errors import MachineError
@@ -15,9 +16,9 @@ from tierexport.formats.torchao.pack import store
 from tierexport.formats.torchao.tidy import state_dtype, tidy
 from tierexport.model.encoder import open_model
 from tierexport.model.folder import modules
-from tierexport.model.roles import KEPT_ROLE
+from tierexport.model.roles import UNQUANTIZED_ROLE
 from tierexport.quantize.grids import int4_grid
-from tierexport.quantize.layerwise import Rounded, Target
+from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.planned import PlannedTensor
 from tierexport.recipe.schema import TorchaoSettings
 
@@ -34,7 +35,6 @@ def targets(job: Job) -> list[Target]:
             return found
 
         def nearest() -> Floats:
-            import torch
 
             rows, columns = row.tensor.shape
             alone = torch.nn.Linear(columns, rows, bias=False)
@@ -48,8 +48,8 @@ def targets(job: Job) -> list[Target]:
         grid = int4_grid(settings.group_size, settings.layout) if row.rounding != "nearest" else None
         return Target(row.tensor, values, nearest, grid)
 
-    crushed = (row for row in job.plan.rows if row.type != "float32" and row.tensor.role != KEPT_ROLE)
-    return [target(row) for row in crushed if row.tensor.name in parameters and len(row.tensor.shape) == 2]
+    quantized = (row for row in job.plan.rows if row.type != "float32" and row.tensor.role != UNQUANTIZED_ROLE)
+    return [target(row) for row in quantized if row.tensor.name in parameters and len(row.tensor.shape) == 2]
 
 
 def write_torchao(job: Job, rounded: Rounded, folder: Path, progress: Progress) -> None:
@@ -59,14 +59,12 @@ def write_torchao(job: Job, rounded: Rounded, folder: Path, progress: Progress) 
     by torchao. `progress`: called with the parameters done. Raises PlanError when a value does not fit its type,
     MachineError when the disk is full.
     """
-    import torch
-
     settings = job.recipe.torchao
     model = open_model(job.source)
     transformer: Any = model.transformers_model
     configs = {native: config_of(native, settings) for native in ("int4", "int8")}
     parameters = dict(transformer.named_parameters())
-    for name, values in rounded.kept.items():
+    for name, values in rounded.tuned.items():
         parameters[name].data = torch.from_numpy(values)
     quantized: dict[str, list[str]] = {}
     for row in job.plan.rows:

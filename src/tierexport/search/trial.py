@@ -16,44 +16,43 @@ from tierexport.base.errors import PlanError
 from tierexport.base.records import Floats, Imatrix, Tensor, Text
 from tierexport.formats.gguf import ggml
 from tierexport.metrics.similarity import cosines
-from tierexport.model.batches import length_sorted, prompt_for, token_ids
-from tierexport.model.roles import gguf_name
-from tierexport.quantize.importance import floored
+from tierexport.model.batches import batches, original_order, prompted
+from tierexport.model.placement import parameters_of
+from tierexport.quantize.floor import floored
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-class Bench:
+class TrialModel:
     """A model, texts, and the vectors that the unchanged model makes of them, float32 (texts, dimensions)."""
 
     def __init__(
         self, model: "SentenceTransformer", texts: Sequence[Text], tensors: Iterable[Tensor], imatrix: Imatrix
     ) -> None:
+        """Raises PlanError where one of `tensors` can't be found in the model."""
         self.model, self._imatrix = model, imatrix
-        self._places = _places(model, tensors)
-        prompted = [prompt_for(model.prompts, text.kind) + text.text for text in texts]
-        lengths = [len(ids) for ids in token_ids(model, prompted)]
-        self._batches = [(rows, model.preprocess([prompted[row] for row in rows])) for rows in length_sorted(lengths)]
-        self._order = np.argsort([row for rows, _ in self._batches for row in rows])
+        self.parameters = _parameters(model, list(tensors))
+        self._batches = list(batches(model, prompted(model.prompts, texts)))
+        self._order = original_order(batch.rows for batch in self._batches)
         self.reference = self.encode(model)
 
     def encode(self, model: "SentenceTransformer") -> Floats:
-        """Vectors of the texts by this model, or a copy of it, as it is now."""
+        """Vectors of the texts, float32 (texts, dimensions), by this model, or a copy of it, as it is now."""
         import torch
 
         with torch.inference_mode():
-            found = [model(dict(features))["sentence_embedding"].float().numpy() for _, features in self._batches]
-        vectors = np.concatenate(found)
+            outputs = (model(dict(batch.features))["sentence_embedding"] for batch in self._batches)
+            vectors = np.concatenate([found.float().numpy() for found in outputs])
         return vectors[self._order]
 
-    def damage(self, types: Mapping[str, str]) -> npt.NDArray[np.float64]:
+    def sensitivity(self, types: Mapping[str, str]) -> npt.NDArray[np.float64]:
         """1 − cosine to fp32 of each text, with the named tensors rounded to nearest at these native types."""
         with self.rounded(types):
             return self.loss(self.encode(self.model))
 
     def loss(self, vectors: Floats) -> npt.NDArray[np.float64]:
-        """1 − cosine to fp32 of each text's vector."""
+        """1 − cosine to fp32 of each text's vector, float64 (texts,)."""
         return 1 - cosines(self.reference, vectors)
 
     @contextmanager
@@ -61,38 +60,30 @@ class Bench:
         """Inside, each named tensor holds what rounding it to nearest at its native type leaves of it."""
         import torch
 
-        kept = [(parameter, parameter.data) for name in types for parameter in self._places[name]]
+        before = [(parameter, parameter.data) for name in types for parameter in self.parameters[name]]
         try:
             for name, native in types.items():
                 means = self._imatrix.means.get(name)
-                for parameter in self._places[name]:
+                for parameter in self.parameters[name]:
                     parameter.data = torch.from_numpy(_rounded(parameter.data.numpy(), native, means))
             yield
         finally:
-            for parameter, values in kept:
+            for parameter, values in before:
                 parameter.data = values
 
 
 def _rounded(values: Floats, native: str, means: Floats | None) -> Floats:
+    """What rounding to nearest at a GGUF type leaves of values, of the same shape; `means`: importance, (columns,)."""
     kind = gguf.GGMLQuantizationType[native]
     raw = np.concatenate(list(ggml.quantize(values, kind, None if means is None else floored(means))))
     found: Floats = gguf.quants.dequantize(raw, kind).astype(np.float32).reshape(values.shape)
     return found
 
 
-def _places(model: "SentenceTransformer", tensors: Iterable[Tensor]) -> dict[str, list[Any]]:
+def _parameters(model: "SentenceTransformer", tensors: Sequence[Tensor]) -> dict[str, list[Any]]:
     """The parameters that each GGUF tensor is made of. Raises PlanError where one can't be found."""
     parameters = dict(model.transformers_model.named_parameters())
-    by_gguf = {gguf_name(name): parameter for name, parameter in parameters.items()}
-    found = {}
-    for tensor in tensors:
-        ends = [parameter for name, parameter in parameters.items() if any(_same(name, source) for source in tensor.sources)]
-        found[tensor.name] = [by_gguf[tensor.name]] if tensor.name in by_gguf else ends
-        if not found[tensor.name]:
-            raise PlanError(f"{tensor.name} can't be found in the running model, so its damage can't be measured")
-    return found
-
-
-def _same(name: str, source: str) -> bool:
-    """Whether a parameter's name is a checkpoint's, which may carry a prefix more, or one less."""
-    return name == source or name.endswith(f".{source}") or source.endswith(f".{name}")
+    found = parameters_of(tensors, parameters)
+    if missing := [name for name, names in found.items() if not names]:
+        raise PlanError(f"{missing[0]} can't be found in the running model, so its sensitivity can't be measured")
+    return {tensor: [parameters[name] for name in names] for tensor, names in found.items()}

@@ -1,10 +1,11 @@
-"""Quantizing a model's output: fit a codec, train a model for one, encode texts."""
+"""Trains a model, its head or an adapter for quantized vectors, and saves the result as a model folder with its codec."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from tierexport.artifact.folder import CODEC
 from tierexport.base.digests import value_digest
@@ -19,17 +20,15 @@ from tierexport.datasets.calibration import read_pairs
 from tierexport.metrics.similarity import normalized
 from tierexport.model.encoder import open_model
 from tierexport.report.head import head_fields
+from tierexport.training.goals import Goal, Pairs, Schedule, Trained
+from tierexport.training.loop import train
 from tierexport.training.trainees import Head, Network
-from tierexport.training.training import Goal, Pairs, Schedule, Trained, train
-from tierexport.vectors.commands import TRAINING, _is_trained
+from tierexport.vectors.commands import TRAINING, is_trained
 from tierexport.vectors.encoder import PROBE, Encoder, open_encoder
 from tierexport.vectors.storage import write_codec
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-
-# --- training
 
 
 class Training:
@@ -52,19 +51,12 @@ class Training:
 
     def model(self, what: str, goal: Goal, schedule: Schedule, folder: Path) -> Trained:
         """The model with its head, adapter or weights trained for a goal, saved to a new folder with its codec."""
-        if what == "head":
-            trained = self.head(goal, schedule)
-            model = _with_head(self.encoder.source, trained.weights["head"])
-        else:
-            opened = open_model(self.encoder.source, _device())
-            network = Network(opened, self.texts, self.encoder.reference.prompts, what == "lora", schedule.seed)
-            trained = self._train(network, what, goal, schedule)
-            model = _compared_by_cosine(network.merged())
+        model, trained = self._trained(what, goal, schedule)
         model.save_pretrained(str(folder), create_model_card=False)
         probe = model.encode([PROBE], prompt=self.encoder.reference.prompts["passage"], show_progress_bar=False)
         write_codec(folder / CODEC, replace(trained.codec, probe=normalized(probe)[0].astype(np.float32)))
-        write_whole(folder / "README.md", _card(self.encoder.source, goal.level))
-        told = {
+        write_whole(folder / "README.md", model_card(self.encoder.source, goal.level))
+        settings = {
             "trained": what,
             "model": _origin(self.encoder.source),
             **asdict(goal),
@@ -72,32 +64,42 @@ class Training:
             "best": trained.step,
             "scores": [*trained.scores],
         }
-        write_json(folder / TRAINING, told)
+        write_json(folder / TRAINING, settings)
         return trained
 
+    def _trained(self, what: str, goal: Goal, schedule: Schedule) -> "tuple[SentenceTransformer, Trained]":
+        """The trained model in memory, and how training went."""
+        if what == "head":
+            trained = self.head(goal, schedule)
+            return with_head(self.encoder.source, trained.weights["head"]), trained
+        opened = open_model(self.encoder.source, _device())
+        network = Network(opened, self.texts, self.encoder.reference.prompts, what == "lora", schedule.seed)
+        trained = self._train(network, what, goal, schedule)
+        return _compared_by_cosine(network.merged()), trained
+
     def forget(self) -> None:
-        """Remove the states of models whose training has served its purpose; they take several times a model's bytes."""
+        """Remove the checkpoints of models whose training is done; they take several times a model's bytes."""
         for state in self._large:
             state.unlink(missing_ok=True)
 
     def _train(self, trainee: Head | Network, what: str, goal: Goal, schedule: Schedule) -> Trained:
-        import torch
-
+        """Train for a goal, from the checkpoint of an earlier run where there is one. Raises MachineError."""
         key = stage_key(__name__, self.encoder.source.digest, self._digest, what, asdict(goal), asdict(schedule))
         state = cache_dir() / "training" / f"{key}.safetensors"
         if what != "head":
             self._large.append(state)
         with stage(f"Training for {goal.level}") as running:
             running.total(schedule.steps)
-            before = [0]
+            steps = 0
 
-            def hear(done: int, loss: float, found: float) -> None:
+            def progress(done: int, loss: float, found: float) -> None:
+                nonlocal steps
                 running.say(f"{goal.level}: loss {loss:.3f}, NDCG@10 {found:.4f}")
-                running.step(done - before[0])
-                before[0] = done
+                running.step(done - steps)
+                steps = done
 
             try:
-                return train(trainee, self.pairs, goal, schedule, state, hear)
+                return train(trainee, self.pairs, goal, schedule, state, progress)
             except torch.OutOfMemoryError as error:
                 raise MachineError("the GPU's memory is too small: --what lora takes less than model, head none") from error
 
@@ -108,7 +110,7 @@ def train_model(model: str, pairs: Path, what: str, goal: Goal, schedule: Schedu
     Raises ArtifactError where `out` is something else, VectorError where it is the model itself.
     """
     check_widening(what, goal.widen)
-    with making(out, _is_trained, "a model that vectors train wrote") as work:
+    with making(out, is_trained, "a model that vectors train wrote") as work:
         encoder = open_encoder(model)
         if out.exists() and out.samefile(encoder.source.path):
             raise VectorError(f"{out} is the model that is trained: name another --out")
@@ -119,7 +121,7 @@ def train_model(model: str, pairs: Path, what: str, goal: Goal, schedule: Schedu
 
 
 def check_widening(what: str, widen: int) -> None:
-    """Refuse to make anything but a head wider. Raises VectorError."""
+    """Raises VectorError for an expansion factor of anything but a head."""
     if what != "head" and widen > 1:
         raise VectorError(f"--widen {widen} takes a head, which alone puts out more dimensions than the model has")
 
@@ -129,7 +131,7 @@ def _origin(source: Source) -> dict[str, Any]:
     return {"spec": source.shared_spec} | {key: getattr(source, key) for key in ("revision", "digest", "base_model", "licence")}
 
 
-def _card(source: Source, level: str) -> str:
+def model_card(source: Source, level: str) -> str:
     """A model card that hands on the licence and the languages."""
     from huggingface_hub import ModelCardData
 
@@ -140,8 +142,6 @@ def _card(source: Source, level: str) -> str:
 
 
 def _device() -> str:
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -156,9 +156,8 @@ def _compared_by_cosine(model: "SentenceTransformer") -> "SentenceTransformer":
     return model
 
 
-def _with_head(source: Source, head: Floats) -> "SentenceTransformer":
+def with_head(source: Source, head: Floats) -> "SentenceTransformer":
     """The source model with a head after its pooling."""
-    import torch
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
     model = open_model(source)

@@ -1,0 +1,48 @@
+"""What rounding takes and what it gives, as the formats see it. Imports no torch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tierexport.base.records import Floats, Tensor
+from tierexport.model.placement import RowPlacement
+
+if TYPE_CHECKING:
+    from tierexport.quantize.codes import Codes
+    from tierexport.quantize.grids import Grid
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor to be rounded: its fp32 values (rows, columns), the values that the format's own rounding leaves,
+    and its grid, or None where that own rounding is what it gets.
+    """
+
+    tensor: Tensor
+    values: Callable[[], Floats]
+    nearest: Callable[[], Floats]
+    grid: "Grid | None"
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """What a model was rounded to: codes by tensor, and where their rows lie in the running model's parameters;
+    and new values of parameters that stay in fp32, by the parameter's name, where those were tuned.
+    """
+
+    codes: "Mapping[str, Codes]"
+    places: Mapping[str, Sequence[RowPlacement]]
+    tuned: Mapping[str, Floats] = field(default_factory=dict)
+
+
+NOTHING_ROUNDED = Rounded({}, {})
+
+TOKENS = 8192
+"""Calibration tokens that rounding reads, about: of more, texts are taken at even distances. More gain, and take as much
+longer (docs/log.md)."""
+
+TOKENS_TO_TUNE = 24_576
+"""The same where tuning follows, which takes minutes anyway."""
+
+TUNING_STEPS = 100
+"""Steps of tuning, at most."""
