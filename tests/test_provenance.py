@@ -303,7 +303,7 @@ def test_a_place_on_a_hub_has_to_be_one(tiny_recipe: Path, name: str, tmp_path: 
     (tmp_path / "models/mine.toml").write_text(f'source = "../model"\nbase_model = "{name}"\n')
     refused = run("plan", tiny_recipe, "--set", "model=mine")
     assert refused.exit_code == 2
-    assert "base_model has to be ORG/NAME of a hub" in refused.stderr
+    assert f"mine.toml: base_model = {name!r} has to be ORG/NAME of a hub" in refused.stderr
 
 
 HEADS = {

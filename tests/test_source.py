@@ -98,6 +98,14 @@ def test_a_described_folder_can_be_opened_again(
     assert open_source(source.spec).digest == source.digest
 
 
+def test_a_folder_is_named_by_its_own_name(model: Path, tmp_path: Path) -> None:
+    """Whatever signs are in the path to it: in names of hubs, an @ begins the revision."""
+    (tmp_path / "me@here").mkdir()
+    place = (tmp_path / "me@here" / "mine@v2").resolve()
+    model.rename(place)
+    assert open_source(str(place)).name == "mine"
+
+
 def test_the_digest_covers_folders_within_a_module_s(model: Path) -> None:
     edit(model / "modules.json", lambda m: m.append({"path": "2_Router", "type": "sentence_transformers.models.Router"}))
     (model / "2_Router" / "0_Dense").mkdir(parents=True)
@@ -114,8 +122,24 @@ def test_the_digest_covers_folders_within_a_module_s(model: Path) -> None:
 def test_descriptions_are_read_strictly(line: str, model: Path, tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "mine.toml").write_text(f'source = "../model"\n{line}\n')
-    with pytest.raises(SourceError, match=rf"mine.toml: {line.partition(' ')[0]} has to be a"):
+    with pytest.raises(SourceError, match=rf"mine.toml: {line.partition(' ')[0]} = .* has to be a"):
         open_source("mine", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('name = "x"', "source is missing: it has to be a folder, ORG/NAME"),
+        ('source = "../model"\nlisence = "mit"', "unknown key 'lisence'; did you mean 'licence'?"),
+        ('source = "../model"\nlanguages = ["en", 5]', "languages = ['en', 5] has to be a list of texts"),
+    ],
+)
+def test_a_description_s_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.toml").write_text(text)
+    with pytest.raises(SourceError) as error:
+        open_source("mine", tmp_path)
+    assert f"mine.toml: {message}" in str(error.value)
 
 
 def test_where_a_description_contradicts_the_files_they_hold(model: Path, tmp_path: Path) -> None:
@@ -314,7 +338,7 @@ def hub(model: Path, tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture
 def open_from(hub: Hub) -> Callable[..., Any]:
     """`open_source`, its client pointed at `hub`."""
-    return partial(hub.ask, "from tierexport.source import open_source", "open_source(name)")
+    return partial(hub.ask, "from tierexport.model.source import open_source", "open_source(name)")
 
 
 def test_a_hub_revision_is_fetched_resolved_and_recorded(

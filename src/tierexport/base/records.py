@@ -1,9 +1,13 @@
-"""The frozen values that pass between the stages. Read this first, then `pipeline.py`.
+"""The frozen values that all stages share. Read this first, then `pipeline.py`.
 
     recipe.toml ─► Recipe ─┐
     model       ─► Source ─┼─► Plan ─► Importance ─► Artifact (gguf)    ─┐
                            │                    └──► Artifact (torchao) ─┼─► Verdict
                            └──────────► Reference (fp32 vectors) ────────┘
+
+A Recipe is in `recipe.schema`; a Plan in `recipe.plan`, its tensors and an Artifact in `recipe.planned`; a Verdict in
+`artifact.verdicts`. All else that is drawn, and what goes between, is here: a model and its tensors, texts and retrieval
+sets, importance, and what a reader makes of texts.
 
 Nothing here computes more than a sum, opens a file or imports torch.
 """
@@ -39,8 +43,12 @@ class Source:
 
     `digest` covers every file that can change a vector, and what the model description adds. `pooling` is a mode of
     sentence-transformers, or several ("cls and mean"). `similarity` is by what its vectors are compared, by
-    sentence-transformers' name; `normalizes`: whether it puts out vectors of unit length. `remarks`: what its user should
-    know of how it was read; `note`: what users have to be told of its card.
+    sentence-transformers' name; `normalizes`: whether it puts out vectors of unit length.
+
+    Two things are told of how it was read. `remarks` are for whoever runs a build here: where the model's files contradict
+    its description or themselves, and what holds; they are logged, and kept nowhere. `note` is for everybody who gets an
+    artifact as well: what the source's card leaves unsaid because it can't be read (licence, languages); it is in
+    manifest.json and on the artifact's card.
     """
 
     spec: str

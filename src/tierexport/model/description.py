@@ -2,35 +2,46 @@
 
 import difflib
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Strict, TypeAdapter, ValidationError
 
 from tierexport.base.errors import SourceError
 from tierexport.base.hub import REPOSITORY, is_hub_id
 from tierexport.base.shipped import shipped
-from tierexport.model.folder import is_count, is_text
+from tierexport.base.validation import CHECKED, Count, Key, first_mistake, keys_of, matching
 
 FILE_NAME = r"(?!\.)[\w.-]{1,100}"
 """What the name of a model or a recipe may be: it becomes part of file names."""
+
+String = Annotated[str, Strict()]
+A_TEXT = Key("a text")
+A_TABLE = Key("a table")
 
 
 @dataclass(frozen=True)
 class Description:
     """A file in `models/`: where a model comes from and what its own files may leave out."""
 
-    source: str
-    name: str | None = None
-    revision: str | None = None
-    base_model: str | None = None
-    licence: str | None = None
-    languages: Sequence[str] = ()
-    pooling: str | None = None
-    max_tokens: int | None = None
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    published: Mapping[str, Any] = field(default_factory=dict)
-    map: Mapping[str, Any] = field(default_factory=dict)
+    __pydantic_config__ = CHECKED
+
+    source: Annotated[String, Key("a folder, ORG/NAME[@REVISION] or pypi:PACKAGE")]
+    name: Annotated[String | None, A_TEXT] = None
+    revision: Annotated[String | None, A_TEXT] = None
+    base_model: Annotated[Annotated[String, matching(REPOSITORY)] | None, Key("ORG/NAME of a hub")] = None
+    licence: Annotated[String | None, A_TEXT] = None
+    languages: Annotated[tuple[String, ...], Key("a list of texts")] = ()
+    pooling: Annotated[String | None, A_TEXT] = None
+    max_tokens: Annotated[Count | None, Key("a whole number above zero")] = None
+    prompts: Annotated[Mapping[String, String], Key("a table of texts")] = field(default_factory=dict)
+    published: Annotated[Mapping[String, Any], A_TABLE] = field(default_factory=dict)
+    map: Annotated[Mapping[String, Any], A_TABLE] = field(default_factory=dict)
+
+
+_DESCRIPTION = TypeAdapter(Description)
 
 
 def describe(model: str, folder: Path) -> Description:
@@ -53,31 +64,20 @@ def describe(model: str, folder: Path) -> Description:
     )
 
 
-_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("source", "name", "revision", "licence", "pooling"), ("a text", is_text)),
-    "base_model": ("ORG/NAME of a hub", lambda value: is_text(value) and bool(REPOSITORY.fullmatch(value))),
-    "languages": ("a list of texts", lambda value: isinstance(value, list) and all(map(is_text, value))),
-    "prompts": ("a table of texts", lambda value: isinstance(value, dict) and all(map(is_text, value.values()))),
-    "max_tokens": ("a whole number above zero", is_count),
-    **dict.fromkeys(("published", "map"), ("a table", lambda value: isinstance(value, dict))),
-}
-"""What each key of a description has to be, in words and as a check."""
-
-
 def _read_description(path: Path) -> Description:
+    """The description in a file; a source that is a folder beside it is made absolute. Raises SourceError."""
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        known = _DESCRIPTION.validate_python(_document(path))
+    except ValidationError as error:
+        raise SourceError(f"{path}: {first_mistake(error, keys_of(Description))}") from None
+    beside = path.parent / known.source
+    return replace(known, source=str(beside.resolve())) if beside.is_dir() else known
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"{path} is not TOML: {error}") from None
     except OSError as error:
         raise SourceError(f"{path} can't be read: {error.strerror}") from None
-    if "source" not in document:
-        raise SourceError(f"{path}: source is missing: a folder, ORG/NAME or pypi:PACKAGE")
-    if unknown := set(document) - {each.name for each in fields(Description)}:
-        raise SourceError(f"{path}: unknown key {sorted(unknown)[0]!r}")
-    for key, value in document.items():
-        if not _KINDS[key][1](value):
-            raise SourceError(f"{path}: {key} has to be {_KINDS[key][0]}, not {value!r}")
-    known = Description(**document)
-    beside = path.parent / known.source
-    return replace(known, source=str(beside.resolve())) if beside.is_dir() else known

@@ -11,7 +11,11 @@ MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 """Configuration, vocabulary, weights: fetched from a repository and one folder down, and digested, folders of modules whole."""
 
 
-def _locate(known: Description) -> tuple[Path, str | None]:
+def locate(known: Description) -> tuple[Path, str | None]:
+    """The folder of a described model's files, fetched if need be, and its revision: None for a folder of this machine.
+
+    Raises SourceError when there is no such model, MachineError when a hub can't be reached or a package is not installed.
+    """
     if known.source.startswith("pypi:"):
         return _installed(known.source.removeprefix("pypi:"))
     if Path(known.source).is_dir():

@@ -5,7 +5,8 @@ installed package), or the name of a file in `models/`, which describes one of t
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,13 @@ from tierexport.model.folder import (
     transformer_folder,
     usable_positions,
 )
-from tierexport.model.location import MODEL_FILES, _locate
+from tierexport.model.location import MODEL_FILES, locate
 from tierexport.model.weights import weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
-
 POOLINGS = ("mean", "cls", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
 """The poolings of sentence-transformers; two at once are written "cls and mean"."""
-
 
 _LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 
@@ -47,53 +46,69 @@ def open_source(model: str, folder: Path | None = None, base_model: str | None =
     hub can't be reached.
     """
     known = describe(model, folder or Path())
-    path, revision = _locate(known)
-    inner = transformer_folder(path)
-    _refuse_adapter(inner)
-    config = read_object(inner / "config.json", "every model folder has one")
-    _refuse_remote_code(inner, config)
-    if not any((inner / name).is_file() for name in TOKENIZER_FILES):
-        raise SourceError(f"{inner} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
+    path, revision = locate(known)
+    config = _checked_config(transformer_folder(path))
     weights = weight_files(path)
     settings = sentence_settings(path)
-    pooling = settings.pooling or known.pooling  # where both say one, the model's own files hold
+    pooling = _pooling(model, known, settings)
+    max_tokens, cut = _cut(known.max_tokens or settings.max_tokens or tokenizer_limit(transformer_folder(path), config), config)
+    card = _card(path, known, base_model)
+    return Source(
+        spec=_spec(model, known),
+        name=_name(model, known, path),
+        path=path,
+        revision=revision,
+        digest=_digest(path, weights, known, pooling),
+        architecture=next(iter([*_texts(config.get("architectures")), str(config.get("model_type"))])),
+        layers=_layers(model, config),
+        pooling=pooling,
+        max_tokens=max_tokens,
+        prompts={**settings.prompts, **known.prompts},
+        terms=card.terms,
+        base_model=card.base_model,
+        languages=card.languages,
+        note=card.note,
+        remarks=tuple(_remarks(known, settings, cut)),
+        similarity=similarity_of(path),
+        normalizes=normalizes(path),
+    )
+
+
+def _spec(model: str, known: Description) -> str:
+    """What opens the model again: its folder, or the user's name for it where a description adds what the folder lacks."""
+    told = known.pooling or known.max_tokens or known.prompts
+    return known.source if Path(known.source).is_dir() and not told else model
+
+
+def _name(model: str, known: Description, path: Path) -> str:
+    """The description's name, or the last part of what the user named. Raises SourceError for one that can't name files."""
+    last = Path(model).name if Path(known.source).is_dir() else Path(model.removeprefix("pypi:").partition("@")[0]).name
+    named = last.partition("@")[0]
+    name = known.name or (path.resolve().name if named in ("", ".", "..") else named)
+    if not re.fullmatch(FILE_NAME, name):
+        raise SourceError(f"the model's name {name!r} can't name files (letters, digits, . _ - only): rename the folder")
+    return name
+
+
+def _pooling(model: str, known: Description, settings: SentenceSettings) -> str:
+    """The pooling: where files and description both state one, the model's own files hold. Raises SourceError."""
+    pooling = settings.pooling or known.pooling
     if not pooling or not set(pooling.split(" and ")) <= set(POOLINGS):
         raise SourceError(
             f"{model}: pooling is {pooling!r}, which has to be one of {', '.join(POOLINGS)}: "
             "describe the model in models/NAME.toml, with the pooling it was trained with"
         )
-    max_tokens, cut = _cut(known.max_tokens or settings.max_tokens or tokenizer_limit(inner, config), config)
-    head = read_head(path / "README.md")
-    base_model = base_model or known.base_model or (known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None)
-    licence = Licence((known.licence,)) if known.licence and str(head.licence) != known.licence else head.licence
-    languages = tuple(known.languages) or head.languages
-    told = known.pooling or known.max_tokens or known.prompts  # which the folder alone does not say
-    extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
-    source = Source(
-        spec=known.source if Path(known.source).is_dir() and not told else model,
-        name=_checked_name(known.name or _short_name(model.removeprefix("pypi:"), path)),
-        path=path,
-        revision=revision,
-        digest=value_digest([{file: file_digest(path / file) for file in _digested(path, weights)}, extra]),
-        architecture=next(iter([*_texts(config.get("architectures")), str(config.get("model_type"))])),
-        layers=next((config[key] for key in _LAYER_KEYS if is_count(config.get(key))), 0),
-        pooling=pooling,
-        max_tokens=max_tokens,
-        prompts={**settings.prompts, **known.prompts},
-        terms=linked(licence, base_model),
-        base_model=base_model,
-        languages=languages,
-        note=_note(head.problem, bool(licence.identifiers), bool(languages)),
-        remarks=tuple(_remarks(known, settings, cut)),
-        similarity=similarity_of(path),
-        normalizes=normalizes(path),
-    )
-    if not source.layers:
+    return pooling
+
+
+def _layers(model: str, config: Mapping[str, Any]) -> int:
+    found = next((config[key] for key in _LAYER_KEYS if is_count(config.get(key))), None)
+    if found is None:
         raise SourceError(f"{model}: config.json states no whole number of layers ({' or '.join(_LAYER_KEYS)})")
-    return source
+    return int(found)
 
 
-def _remarks(known: Description, settings: "SentenceSettings", cut: str) -> Iterator[str]:
+def _remarks(known: Description, settings: SentenceSettings, cut: str) -> Iterator[str]:
     """What a user should know of how the model was read."""
     if known.pooling and settings.pooling and known.pooling != settings.pooling:
         yield f"its description says {known.pooling} pooling, its own files {settings.pooling}: the files hold"
@@ -109,23 +124,52 @@ def _cut(limit: int | None, config: Mapping[str, Any]) -> tuple[int | None, str]
     return usable, f"its files cut texts at {limit} tokens, but only {usable} positions can be used: texts are cut at {usable}"
 
 
-def _short_name(model: str, path: Path) -> str:
-    """The last part of what the user named; of a folder its own name."""
-    named = Path(model.partition("@")[0]).name
-    return path.resolve().name if named in ("", ".", "..") else named
+# --- what the card states
 
 
-def _checked_name(name: str) -> str:
-    """A name that files can bear. Raises SourceError."""
-    if not re.fullmatch(FILE_NAME, name):
-        raise SourceError(f"the model's name {name!r} can't name files (letters, digits, . _ - only): rename the folder")
-    return name
+@dataclass(frozen=True)
+class _Card:
+    """What is known of a model's terms, origin and languages, and a note on what its card leaves unsaid."""
+
+    terms: Licence
+    base_model: str | None
+    languages: tuple[str, ...]
+    note: str | None
 
 
-# --- where the files are
+def _card(path: Path, known: Description, base_model: str | None) -> _Card:
+    """The card's head, with what the description states in place of it."""
+    head = read_head(path / "README.md")
+    hub = known.source.partition("@")[0] if HUB_ID.fullmatch(known.source) else None
+    base_model = base_model or known.base_model or hub
+    licence = Licence((known.licence,)) if known.licence and str(head.licence) != known.licence else head.licence
+    languages = known.languages or head.languages
+    note = _note(head.problem, bool(licence.identifiers), bool(languages))
+    return _Card(linked(licence, base_model), base_model, languages, note)
+
+
+def _note(problem: str | None, licence: bool, languages: bool) -> str | None:
+    """What a card whose head can't be read leaves unsaid."""
+    unsaid = [what for what, said in (("licence", licence), ("languages", languages)) if not said]
+    if not problem or not unsaid:
+        return None
+    are = "are" if "languages" in unsaid else "is"
+    return f"the head of the source's README.md can't be read ({problem}), so {' and '.join(unsaid)} {are} not stated"
 
 
 # --- what the files say
+
+
+def _checked_config(path: Path) -> dict[str, Any]:
+    """config.json of a transformer's folder that can be run. Raises SourceError for an adapter, for code of its own, and
+    where there is no tokenizer.
+    """
+    _refuse_adapter(path)
+    config = read_object(path / "config.json", "every model folder has one")
+    _refuse_remote_code(path, config)
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise SourceError(f"{path} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
+    return config
 
 
 def _refuse_adapter(path: Path) -> None:
@@ -151,24 +195,22 @@ def _refuse_remote_code(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _note(problem: str | None, licence: bool, languages: bool) -> str | None:
-    """What a card whose head can't be read leaves unsaid."""
-    unsaid = [what for what, said in (("licence", licence), ("languages", languages)) if not said]
-    if not problem or not unsaid:
-        return None
-    are = "are" if "languages" in unsaid else "is"
-    return f"the head of the source's README.md can't be read ({problem}), so {' and '.join(unsaid)} {are} not stated"
-
-
 def _texts(value: Any) -> tuple[str, ...]:
     return tuple(each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str))
 
 
-# --- the weights
+# --- the digest
 
 
-def _digested(path: Path, found: list[Path]) -> list[str]:
+def _digest(path: Path, weights: Sequence[Path], known: Description, pooling: str) -> str:
+    """Over every file that can change a vector, and what the description adds."""
+    extra = {"pooling": pooling, "max_tokens": known.max_tokens, "prompts": dict(known.prompts)}
+    return value_digest([{file: file_digest(path / file) for file in _digested(path, weights)}, extra])
+
+
+def _digested(path: Path, weights: Sequence[Path]) -> list[str]:
+    """Those files, below the model's folder."""
     inside = [path / str(module["path"]) for module in modules(path) if module["path"]]
     globs = [path.glob, *(folder.rglob for folder in inside)]
     small = [file for glob in globs for pattern in MODEL_FILES[:-1] for file in glob(pattern) if file.is_file()]
-    return sorted({file.relative_to(path).as_posix() for file in [*small, *found]})
+    return sorted({file.relative_to(path).as_posix() for file in [*small, *weights]})
