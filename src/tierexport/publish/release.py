@@ -133,6 +133,20 @@ def _check(objections: Sequence[Objection], despite: Sequence[str], folder: Path
 
 
 def _objections(folder: Path, manifest: Mapping[str, Any], found: Verification) -> Iterator[Objection]:
+    """What speaks against publishing a folder, wherever it is to go."""
+    yield from _unproven(manifest, found)
+    if not (manifest.get("conversion") or {"passed": True})["passed"]:
+        first = manifest["conversion"]["failed"][0]
+        yield Objection(
+            "conversion", f"the GGUF was built though llama.cpp reads it otherwise ({first['name']}: {first['cause']})"
+        )
+    now = proven_files(folder, manifest)
+    yield from _changed(manifest.get("files"), now)
+    yield from _local(folder, [*now, MANIFEST, VERIFICATION, PAGE, CARD])
+
+
+def _unproven(manifest: Mapping[str, Any], found: Verification) -> Iterator[Objection]:
+    """Verifications that failed, artifacts without one, gates that failed."""
     for verdict in found.verdicts:
         if verdict.status == "failed":
             yield Objection(f"{verdict.format} on {verdict.device}", f"it could not be verified: {verdict.reason}")
@@ -143,16 +157,19 @@ def _objections(folder: Path, manifest: Mapping[str, Any], found: Verification) 
         if not gate.passed:
             value = "was not measured" if gate.value is None else f"is {gate.value:.5f}"
             yield Objection(gate.name, f"the gate failed: on {gate.device}, {gate.format}, it {value}")
-    if not (manifest.get("conversion") or {"passed": True})["passed"]:
-        first = manifest["conversion"]["failed"][0]
-        yield Objection(
-            "conversion", f"the GGUF was built though llama.cpp reads it otherwise ({first['name']}: {first['cause']})"
-        )
-    if manifest.get("files") != (now := proven_files(folder, manifest)):
-        before = manifest.get("files") or {}
-        other = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
+def _changed(before: Mapping[str, str] | None, now: Mapping[str, str]) -> Iterator[Objection]:
+    """Files that are not what was verified, by their digests."""
+    if before != now:
+        known = before or {}
+        other = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
         yield Objection("changed", f"{', '.join(other[:3])} changed since it was verified: tierexport verify")
-    if found_path := next(local_paths(folder, [*now, MANIFEST, VERIFICATION, PAGE, CARD]), None):
+
+
+def _local(folder: Path, names: Sequence[str]) -> Iterator[Objection]:
+    """The first path of this machine in the files."""
+    if found_path := next(local_paths(folder, names), None):
         name, path = found_path
         remedy = "--set base_model=ORG/NAME builds it with its model's place on a hub instead"
         why = "which is on this machine alone: nobody else could repeat it"
