@@ -46,14 +46,18 @@ class HubProblem:
 
     @property
     def told(self) -> str:
-        """The first line of the error, without a token or what signs an address."""
+        """The first line of the error, or of what a RuntimeError was made from, without secrets."""
         from huggingface_hub import get_token
 
-        wrapped = isinstance(self.error, RuntimeError) and self.error.__cause__
-        error = self.error.__cause__ if wrapped else self.error
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        line = re.sub(r"\?[^\s'\"]*", "?…", line)
-        return line.replace(token, "***") if (token := get_token()) else line
+        cause = self.error.__cause__ if isinstance(self.error, RuntimeError) else None
+        return told(cause or self.error, get_token())
+
+
+def told(error: BaseException, token: str | None) -> str:
+    """The first line of an error, without the token or what signs an address."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    line = re.sub(r"\?[^\s'\"]*", "?…", line)
+    return line.replace(token, "***") if token else line
 
 
 @contextmanager

@@ -109,21 +109,10 @@ def hub_listing(target: str) -> Listing:
 
     Raises ArtifactError when the hub has no such thing, MachineError when it can't be reached.
     """
-    import huggingface_hub
-
     name, _, file = target.partition(":")
     repository, _, revision = name.partition("@")
     with hub_errors(partial(_explained, name)):
-        api = huggingface_hub.HfApi()
-        commit = api.repo_info(repository, revision=revision or None, timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT).sha
-        listed: Iterable[Any] = (
-            api.get_paths_info(repository, [file], revision=commit)
-            if file
-            else api.list_repo_tree(repository, recursive=True, revision=commit)
-        )
-        found = list(itertools.islice(listed, MOST_LISTED + 1))
-    _check_count(name, found)
-    sizes = {each.path: each.size for each in found if isinstance(each, huggingface_hub.RepoFile)}
+        commit, sizes = _files_there(name, repository, revision or None, file)
     if file and not sizes:
         raise ArtifactError(f"the hub's {name} has no file {file!r}: name {name} alone to see what it has")
     files = {
@@ -131,6 +120,22 @@ def hub_listing(target: str) -> Listing:
         for path, size in sizes.items()
     }
     return Listing(name, files, bool(file), ":")
+
+
+def _files_there(name: str, repository: str, revision: str | None, file: str) -> tuple[str, dict[str, int]]:
+    """The commit that a revision has now, and the bytes of its files by their paths; of `file` alone, where that is given."""
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    commit = api.repo_info(repository, revision=revision, timeout=huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT).sha
+    listed: Iterable[Any] = (
+        api.get_paths_info(repository, [file], revision=commit)
+        if file
+        else api.list_repo_tree(repository, recursive=True, revision=commit)
+    )
+    found = list(itertools.islice(listed, MOST_LISTED + 1))
+    _check_count(name, found)
+    return str(commit), {each.path: each.size for each in found if isinstance(each, huggingface_hub.RepoFile)}
 
 
 @contextmanager

@@ -5,7 +5,6 @@ committed, removes in a commit of its own, and prints. What lies beneath it uplo
 """
 
 import base64
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from tierexport.artifact.folder import CARD
 from tierexport.base.digests import file_digest
 from tierexport.base.errors import MachineError, PublishError
+from tierexport.base.hub import told
 from tierexport.base.libraries import need
 from tierexport.base.progress import stage
 from tierexport.publish.protocol import Held
@@ -151,8 +151,6 @@ def _explained(repository: str) -> Iterator[None]:
 
 
 def _told(error: Exception) -> str:
-    """The first line of an error, without the token or what signs an address."""
     from modelscope_hub.config import get_default_config
 
-    line = re.sub(r"\?[^\s'\"]*", "?…", next(iter(str(error).strip().splitlines()), type(error).__name__))
-    return line.replace(token, "***") if (token := get_default_config().token) else line
+    return told(error, get_default_config().token)

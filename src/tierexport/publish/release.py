@@ -131,6 +131,18 @@ def _check(objections: Sequence[Objection], despite: Sequence[str], folder: Path
 
 
 def _objections(folder: Path, manifest: Manifest, found: Verification) -> Iterator[Objection]:
+    """What speaks against publishing a folder, wherever it is to go."""
+    yield from _unproven(manifest, found)
+    if manifest.conversion and not manifest.conversion.passed:
+        first = manifest.conversion.failed[0]
+        yield Objection("conversion", f"the GGUF was built though llama.cpp reads it otherwise ({first.name}: {first.cause})")
+    now = proven_files(folder, manifest)
+    yield from _changed(manifest.files, now)
+    yield from _local(folder, [*now, MANIFEST, VERIFICATION, PAGE, CARD])
+
+
+def _unproven(manifest: Manifest, found: Verification) -> Iterator[Objection]:
+    """Verifications that failed, artifacts without one, gates that failed."""
     for verdict in found.verdicts:
         if verdict.status == "failed":
             yield Objection(f"{verdict.format} on {verdict.device}", f"it could not be verified: {verdict.reason}")
@@ -141,14 +153,18 @@ def _objections(folder: Path, manifest: Manifest, found: Verification) -> Iterat
         if not gate.passed:
             value = "was not measured" if gate.value is None else f"is {gate.value:.5f}"
             yield Objection(gate.name, f"the gate failed: on {gate.device}, {gate.format}, it {value}")
-    if manifest.conversion and not manifest.conversion.passed:
-        first = manifest.conversion.failed[0]
-        yield Objection("conversion", f"the GGUF was built though llama.cpp reads it otherwise ({first.name}: {first.cause})")
-    if manifest.files != (now := proven_files(folder, manifest)):
-        before = manifest.files
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[Objection]:
+    """Files that are not what was verified, by their digests."""
+    if before != now:
         other = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         yield Objection("changed", f"{', '.join(other[:3])} changed since it was verified: tierexport verify")
-    if found_path := next(local_paths(folder, [*now, MANIFEST, VERIFICATION, PAGE, CARD]), None):
+
+
+def _local(folder: Path, names: Sequence[str]) -> Iterator[Objection]:
+    """The first path of this machine in the files."""
+    if found_path := next(local_paths(folder, names), None):
         name, path = found_path
         remedy = "--set base_model=ORG/NAME builds it with its model's place on a hub instead"
         why = "which is on this machine alone: nobody else could repeat it"
