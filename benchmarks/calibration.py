@@ -19,7 +19,8 @@ from scipy import stats
 from tierexport import pipeline
 from tierexport.base.records import Encoded
 from tierexport.datasets.beir import read_beir
-from tierexport.datasets.calibration import read_sts, spread
+from tierexport.datasets.calibration import spread
+from tierexport.datasets.sts import read_sts
 from tierexport.formats.export import export
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.worker_client import Worker
@@ -71,10 +72,10 @@ def main(data: Path) -> None:
     sets = {
         "scifact": read_beir(data / "scifact").documents,
         "squad": read_beir(data / "squad-dev").documents,
-        "sts": [sentence for _, *pair in read_sts(data / "sts/stsb-test.tsv") for sentence in pair],
+        "sts": read_sts(data / "sts/stsb-test.tsv").sentences,
     }
     judged = {name: spread(list(texts[::2]), JUDGED) for name, texts in sets.items()}
-    others = {**sets, "sts": [sentence for _, *pair in read_sts(data / "sts/stsb-train.tsv") for sentence in pair]}
+    others = {**sets, "sts": read_sts(data / "sts/stsb-train.tsv").sentences}
     print(f"{'texts':8} {'number':>6} {'rounding':8}  " + "  ".join(f"{name:^26}" for name in judged))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

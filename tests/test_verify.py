@@ -25,7 +25,8 @@ from tierexport.base.errors import DataError
 from tierexport.base.locks import locked
 from tierexport.base.records import Encoded, RetrievalSet, Source
 from tierexport.datasets.beir import read_beir
-from tierexport.datasets.calibration import read_sts, screen
+from tierexport.datasets.calibration import screen
+from tierexport.datasets.sts import read_sts
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.model.batches import length_sorted
 from tierexport.model.encoder import open_model

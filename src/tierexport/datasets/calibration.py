@@ -1,6 +1,5 @@
 """Texts to calibrate on and sentence pairs: the built-in ones, from files, from BEIR folders. Knows no model."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,28 +99,6 @@ def _beir_texts(folder: Path) -> Iterator[Text]:
 def _part(folder: Path, part: str) -> Iterator[str]:
     for path in text_files(folder, part):
         yield from (part_text(record, part, path) for record in read_records(path, TEXT_COLUMNS))
-
-
-def read_sts(path: Path) -> list[tuple[float, str, str]]:
-    """Sentence pairs with human scores: a TSV of score, sentence, sentence, under a header or not.
-
-    Raises DataError naming the line that is not one.
-    """
-    pairs = []
-    for number, line in enumerate(read_lines(path), 1):
-        fields = line.rstrip("\r\n").split("\t")
-        try:
-            score, one, other = float(fields[0]), *fields[1:3]
-        except ValueError:
-            if number == 1:
-                continue
-            score, one, other = math.nan, "", ""
-        if not math.isfinite(score):
-            raise DataError(f"{path}, line {number} is not SCORE, SENTENCE, SENTENCE with tabs between: {line[:80]!r}")
-        pairs.append((score, one, other))
-    if len(pairs) < 3:
-        raise DataError(f"{path} holds {len(pairs)} sentence pairs: a rank correlation needs some")
-    return pairs
 
 
 def read_pairs(path: Path) -> tuple[list[str], list[str]]:

@@ -1,24 +1,99 @@
-"""The texts of a verification beside the built-in sentences."""
+"""The texts of a verification, and what an encoder makes of them."""
 
+import functools
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tierexport.base.errors import DataError
 from tierexport.base.paths import expanded
-from tierexport.base.records import RetrievalSet
+from tierexport.base.records import Encoded, RetrievalSet
 from tierexport.datasets.beir import read_retrieval_set
-from tierexport.datasets.calibration import read_sts
+from tierexport.datasets.calibration import screen
+from tierexport.datasets.sts import SentencePairs, read_sts
 from tierexport.recipe.schema import VerifySettings
+from tierexport.vectors.codecs import Codec
+from tierexport.verify.retrieval import Vectors
+
+
+@dataclass(frozen=True)
+class TextGroup:
+    """Texts of one kind, "query" or "passage", that are encoded together; `name` is what is said of them."""
+
+    name: str
+    kind: str
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Material:
-    """The texts of a verification beside the screen."""
+    """The texts of a verification: the screen, retrieval sets, and sentence pairs."""
 
     sets: tuple[RetrievalSet, ...] = ()
-    sts: tuple[tuple[float, str, str], ...] = ()
-    sts_name: str = ""
+    sts: SentencePairs | None = None
+
+    @functools.cached_property
+    def screen(self) -> TextGroup:
+        """The built-in sentences."""
+        return TextGroup("screen", "passage", tuple(screen()))
+
+    @property
+    def largest(self) -> TextGroup:
+        """The group with the most texts."""
+        groups = [self.screen, *(group for each in self.sets for group in (documents_of(each), queries_of(each)))]
+        return max([*groups, *([pairs_of(self.sts)] if self.sts else [])], key=lambda group: len(group.texts))
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """What one encoder made of a verification's texts; `sets` in the order of the material's."""
+
+    screen: Encoded
+    sets: tuple[Vectors, ...]
+    sts: Encoded | None
+
+    @classmethod
+    def of(cls, material: Material, encode: Callable[[TextGroup], Encoded]) -> "Encodings":
+        """Encode every group."""
+        return cls(
+            encode(material.screen),
+            tuple(Vectors(encode(queries_of(each)), encode(documents_of(each))) for each in material.sets),
+            encode(pairs_of(material.sts)) if material.sts else None,
+        )
+
+    @property
+    def every(self) -> tuple[Encoded, ...]:
+        """All of them, in one order."""
+        sets = [part for each in self.sets for part in (each.queries, each.documents)]
+        return (self.screen, *sets, *([self.sts] if self.sts else []))
+
+    def stored(self, codec: Codec) -> "Encodings":
+        """The same as they come back from a codec; queries as they are, where it leaves them."""
+
+        def restored(found: Encoded) -> Encoded:
+            return replace(found, vectors=codec.restored(found.vectors))
+
+        sets = tuple(
+            Vectors(each.queries if codec.asymmetric else restored(each.queries), restored(each.documents))
+            for each in self.sets
+        )
+        return Encodings(restored(self.screen), sets, restored(self.sts) if self.sts else None)
+
+
+def queries_of(data: RetrievalSet) -> TextGroup:
+    """A set's queries."""
+    return TextGroup(f"{data.name} queries", "query", data.queries)
+
+
+def documents_of(data: RetrievalSet) -> TextGroup:
+    """A set's documents."""
+    return TextGroup(f"{data.name} documents", "passage", data.documents)
+
+
+def pairs_of(pairs: SentencePairs) -> TextGroup:
+    """The sentences of pairs, pair after pair."""
+    return TextGroup("sts", "passage", pairs.sentences)
 
 
 def read_material(settings: VerifySettings, folder: Path) -> Material:
@@ -28,5 +103,4 @@ def read_material(settings: VerifySettings, folder: Path) -> Material:
         raise DataError(f"two retrieval sets are named {twice[0]!r}: nobody could tell their figures apart")
     if settings.sts is None:
         return Material(sets)
-    path = folder / expanded(settings.sts)
-    return Material(sets, tuple(read_sts(path)), path.name)
+    return Material(sets, read_sts(folder / expanded(settings.sts)))

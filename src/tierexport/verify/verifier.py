@@ -3,7 +3,7 @@
 Vectors are kept in the cache, so verifying again, or a second artifact of the same model, takes no longer than it has to.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,8 +12,7 @@ import numpy as np
 
 from tierexport.artifact.verdicts import ProbeVerdict, Verdict, Verification
 from tierexport.base.errors import ArtifactError, MachineError
-from tierexport.base.records import Encoded, RetrievalSet
-from tierexport.datasets.calibration import screen
+from tierexport.base.records import Encoded
 from tierexport.formats import format_named
 from tierexport.metrics.similarity import Similarity, cosines
 from tierexport.model.encoder import encode
@@ -21,17 +20,12 @@ from tierexport.model.reference import Reference
 from tierexport.model.vector_store import VectorStore
 from tierexport.vectors.codecs import Codec
 from tierexport.verify import fidelity, gates, retrieval, sts
-from tierexport.verify.material import Material
+from tierexport.verify.material import Encodings, Material, TextGroup
 from tierexport.verify.opened import Judged, OpenArtifact, why_not
 from tierexport.verify.probes import probes
 from tierexport.verify.probing import ask_probes
 from tierexport.verify.speed import Speed, side_by_side
 from tierexport.verify.subject import Subject
-
-SCREEN, STS = "screen", "sts"
-
-Texts = dict[str, tuple[str, list[str]]]
-"""Everything to encode: name → (kind of prompt, texts)."""
 
 
 def verify(what: Subject, devices: Sequence[str], say: Callable[[str], None] = lambda _: None) -> Verification:
@@ -40,25 +34,10 @@ def verify(what: Subject, devices: Sequence[str], say: Callable[[str], None] = l
     An artifact that can't be opened or dies is "failed" with the reason, and the others are still
     judged. `say`: called with what is being encoded. Raises SourceError when the fp32 model can't be run.
     """
-    judging = _Judging(Reference(what.source, say), _texts(what.material), what.material, what.codec)
+    judging = _Judging(Reference(what.source, say), what.material, what.codec)
     verdicts = [each for artifact in what.artifacts for device in devices for each in judging.verdicts(artifact, device)]
     reference = f"fp32 {what.source.name}, sentence-transformers, cpu"
     return Verification(reference, tuple(verdicts), gates.judge(what.gates, verdicts), what.source.similarity)
-
-
-def _texts(material: Material) -> Texts:
-    found: Texts = {SCREEN: ("passage", screen())}
-    for each in material.sets:
-        queries, documents = _names_of(each)
-        found[documents] = ("passage", list(each.documents))
-        found[queries] = ("query", list(each.queries))
-    if material.sts:
-        found[STS] = ("passage", [sentence for _, *pair in material.sts for sentence in pair])
-    return found
-
-
-def _names_of(data: RetrievalSet) -> tuple[str, str]:
-    return f"{data.name} queries", f"{data.name} documents"
 
 
 @dataclass(frozen=True)
@@ -66,7 +45,6 @@ class _Judging:
     """What every artifact is judged with: the fp32 model, the texts, and the codec that vectors may be stored by."""
 
     reference: Reference
-    texts: Texts
     material: Material
     codec: Codec | None
 
@@ -75,7 +53,7 @@ class _Judging:
         if reason := why_not(format_named(artifact.format), device):
             yield Verdict(artifact.format, device, "not run", reason)
             return
-        expected = {name: self.reference.encode(name, *each) for name, each in self.texts.items()}
+        expected = Encodings.of(self.material, self.reference_of)
         try:
             with closing(OpenArtifact(artifact, device, self.reference)) as opened:
                 found = self._encoded(opened, expected)
@@ -86,14 +64,18 @@ class _Judging:
             return
         yield replace(self._judged(artifact, device, expected, found), **_told(speed), probes=probed)
         if self.codec:
-            stored = {name: _stored(vectors, self.codec, self.texts[name][0]) for name, vectors in found.items()}
-            verdict = self._judged(artifact, device, expected, stored)
+            verdict = self._judged(artifact, device, expected, found.stored(self.codec))
             yield replace(verdict, vectors=self.codec.name, token_examples=())
 
-    def _encoded(self, opened: OpenArtifact, expected: Mapping[str, Encoded]) -> dict[str, Encoded]:
-        found = {name: opened.encode(name, *each) for name, each in self.texts.items()}
-        for name in self.texts:
-            fidelity.check_shape(opened.artifact.path.name, expected[name], found[name])
+    def reference_of(self, group: TextGroup) -> Encoded:
+        """What fp32 makes of a group of texts."""
+        return self.reference.encode(group.name, group.kind, list(group.texts))
+
+    def _encoded(self, opened: OpenArtifact, expected: Encodings) -> Encodings:
+        """What an artifact makes of the texts. Raises ArtifactError where it fails, or is of another model."""
+        found = Encodings.of(self.material, lambda group: opened.encode(group.name, group.kind, list(group.texts)))
+        for theirs, ours in zip(expected.every, found.every, strict=True):
+            fidelity.check_shape(opened.artifact.path.name, theirs, ours)
         return found
 
     def _probed(self, opened: OpenArtifact) -> tuple[ProbeVerdict, ...]:
@@ -103,21 +85,20 @@ class _Judging:
         return ask_probes(opened, probes(self.reference.source, self.reference.max_tokens))
 
     def _speed(self, opened: OpenArtifact) -> Speed:
-        """Texts per second of the artifact and of fp32, on passages of the largest set."""
+        """Texts per second of the artifact and of fp32, on the largest group of texts."""
         self.reference.say(f"{opened.artifact.format} on {opened.device}: speed")
-        kind, passages = max(self.texts.values(), key=lambda each: len(each[1]))
-        prompt, model = self.reference.prompts[kind], self.reference.model(opened.device)
+        group = self.material.largest
+        prompt, model = self.reference.prompts[group.kind], self.reference.model(opened.device)
         return side_by_side(
-            passages,
+            list(group.texts),
             lambda sample, folder: encode(model, sample, prompt, VectorStore(folder)),
             lambda sample, folder: opened.made(list(sample), prompt, folder),
         )
 
-    def _judged(self, artifact: Judged, device: str, expected: Mapping[str, Encoded], found: Mapping[str, Encoded]) -> Verdict:
-        """The figures of an artifact's vectors beside fp32's, by name of what was encoded."""
-        similarity, material = Similarity.of(self.reference.source), self.material
-        sentences = self.texts[SCREEN][1]
-        reference, ours = expected[SCREEN], found[SCREEN]
+    def _judged(self, artifact: Judged, device: str, expected: Encodings, found: Encodings) -> Verdict:
+        """The figures of an artifact's vectors beside fp32's."""
+        similarity = Similarity.of(self.reference.source)
+        reference, ours = expected.screen, found.screen
         same = fidelity.same_tokens(reference, ours)
         return Verdict(
             format=artifact.format,
@@ -125,16 +106,15 @@ class _Judging:
             status="ok",
             tokens_equal=bool(same.all()),
             tokens_share=float(same.mean()),
-            token_examples=fidelity.token_examples(sentences, reference, ours, same),
+            token_examples=fidelity.token_examples(self.material.screen.texts, reference, ours, same),
             fidelity=fidelity.measure(reference, ours, None, similarity),
             cosines=tuple(float(each) for each in cosines(np.asarray(reference.vectors), np.asarray(ours.vectors))),
             same_tokens=fidelity.measure(reference, ours, same, similarity) if not same.all() and same.sum() > 10 else None,
             retrieval=tuple(
-                retrieval.judge(each, _vectors_of(each, expected), _vectors_of(each, found), similarity)
-                for each in material.sets
+                retrieval.judge(*each, similarity) for each in zip(self.material.sets, expected.sets, found.sets, strict=True)
             ),
-            sts=sts.judge(material.sts_name, [each[0] for each in material.sts], expected[STS], found[STS], similarity)
-            if material.sts
+            sts=sts.judge(self.material.sts, expected.sts, found.sts, similarity)
+            if self.material.sts and expected.sts and found.sts
             else None,
         )
 
@@ -147,14 +127,3 @@ def _told(speed: Speed) -> dict[str, Any]:
         "texts_per_second_ratio_ci": speed.ratio_ci,
         "texts_per_second_reason": speed.reason,
     }
-
-
-def _stored(found: Encoded, codec: Codec, kind: str) -> Encoded:
-    """Vectors as they come back from the codec; queries as they are, where it leaves them."""
-    if kind == "query" and codec.asymmetric:
-        return found
-    return replace(found, vectors=codec.restored(found.vectors))
-
-
-def _vectors_of(data: RetrievalSet, vectors: Mapping[str, Encoded]) -> retrieval.Vectors:
-    return retrieval.Vectors(*(vectors[name] for name in _names_of(data)))
