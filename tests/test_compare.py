@@ -49,7 +49,7 @@ def test_the_picture_names_every_artifact_and_comes_out_the_same_each_time(score
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     said = [each.text for each in ElementTree.parse(pictures[0]).iter("{http://www.w3.org/2000/svg}text")]
     assert {"three_tier, gguf on cpu", "three_tier, torchao on cpu", "four_bit, torchao on cpu"} <= set(said)
-    assert {"MB", "1 − cosine to fp32", "retrieval: NDCG@10 less fp32's"} <= set(said)
+    assert {"MB", "1 − cosine to fp32", "retrieval: Δ NDCG@10 vs fp32"} <= set(said)
     assert run("compare", scored, "--picture", tmp_path / "sizes.png").exit_code == 0
     assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
 

@@ -114,10 +114,10 @@ def test_importance_finds_its_tensor_whatever_the_checkpoint_calls_it(
     built = build(RECIPES / "four_bit.toml", tmp_path / "out", "--set", f"model={folder}", "--set", 'formats=["gguf"]')
     assert built.results["gguf"]["cos_mean"] > 0.9
     means = read_imatrix(tmp_path / "out" / "imatrix.gguf").means
-    crushed = {
+    quantized = {
         each["name"] for each in built.artifact("gguf")["tensors"] if each["layer"] is not None and each["role"] != "kept"
     }
-    assert set(means) == crushed
+    assert set(means) == quantized
 
 
 def family(name: str, sizes: dict[str, int], tiny_model: Path, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Drives llama.cpp's official converter in a process of its own: `python convert.py REQUEST.json`.
+"""Drives llama.cpp's official converter in a subprocess: `python convert.py REQUEST.json`.
 
 The request names the unpacked converter, the folder of the transformer, what to write, how vectors are pooled and whether
 texts are lower-cased first. Written are `layout` (JSON: architecture, every GGUF tensor with its shape and the Hugging Face

@@ -13,7 +13,7 @@ def summary(results: Path, names: list[str]) -> str:
     """Markdown: the machine, then a row for each artifact on each device."""
     verified = {name: _verdicts(results / f"{name}.json") for name in names}
     sets = sorted({each["dataset"] for verdicts in verified.values() for verdict in verdicts for each in verdict["retrieval"]})
-    columns = [*COLUMNS, *(f"{name} NDCG@10, less fp32's [95 %]" for name in sets)]
+    columns = [*COLUMNS, *(f"{name} Δ NDCG@10 vs fp32 [95 %]" for name in sets)]
     rows = [row for name, verdicts in verified.items() for row in _rows(name, verdicts, sets)]
     lines = [f"- {line.strip()}" for line in (results / "device.txt").read_text("utf-8").splitlines()]
     table = [columns, ["---"] * len(columns), *rows]

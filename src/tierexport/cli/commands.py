@@ -221,7 +221,7 @@ def search(
     model: str, bits: float | None, size: int | None, lossless: bool, frontier: bool, data: str | None, out: Path | None,
     picture: Path, as_json: bool,
 ) -> None:  # fmt: skip
-    """Find the recipe of least damage for MODEL within a budget; write it, build it, verify it."""
+    """Find the recipe of the least loss for MODEL within a budget; write it, build it, verify it."""
     from tierexport import pipeline
     from tierexport.report import tables
 

@@ -154,7 +154,7 @@ def _results(verdict: Verdict, similarity: str) -> Iterator[Any]:
         yield entry(*screen, "top10_retention", "share of the ten nearest neighbours kept", verdict.fidelity.top10_retention)
     for each in verdict.retrieval:
         yield entry("retrieval", each.dataset, "ndcg_at_10", "NDCG@10", each.ndcg_at_10)
-        yield entry("retrieval", each.dataset, "ndcg_at_10_delta", "NDCG@10 less fp32's", each.delta)
+        yield entry("retrieval", each.dataset, "ndcg_at_10_delta", "Δ NDCG@10 vs fp32", each.delta)
         yield entry("retrieval", each.dataset, "recall_at_10", "Recall@10", each.recall_at_10)
     if verdict.sts:
         name = "Spearman of cosines" if similarity == "cosine" else f"Spearman by {SIMILARITIES[similarity].words}"

@@ -32,7 +32,7 @@ def kind_of(picture: Path) -> str:
 
 
 def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
-    """A row per artifact, smallest first: megabytes, 1 − cosine, and each set's NDCG@10 less fp32's.
+    """A row per artifact, smallest first: megabytes, 1 − cosine, and each set's Δ NDCG@10 vs fp32.
 
     Every point has its 95 % interval; rows rather than a plane, so that no name hides another. `kind`
     is the file format, one of KINDS.
@@ -55,7 +55,7 @@ def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
             if found := each.retrieval.get(name):
                 _whisker(axes, row, found.delta, found.ci, colours[row])
         axes.axvline(0, color="0.5", linewidth=0.8)
-        axes.set_title(f"{name}: NDCG@10 less fp32's")
+        axes.set_title(f"{name}: Δ NDCG@10 vs fp32")
     for axes in (sizes, loss, *differences):
         axes.grid(color=GRID)
         axes.set_axisbelow(True)
@@ -106,10 +106,10 @@ def map_picture(found: ModelMap, kind: str) -> bytes:
     bits = sorted({each.bits for each in found.sensitivities})
     width = 0.8 / len(bits)
     for number, each in enumerate(bits):
-        rounded = [damage for damage in found.sensitivities if damage.bits == each]
+        rounded = [rounding for rounding in found.sensitivities if rounding.bits == each]
         beside = [layer + (number - (len(bits) - 1) / 2) * width for layer in layers]
-        costs.bar(beside, [damage.loss for damage in rounded], width, label=f"at {each} bits")
-        keeps.plot(layers, [damage.top10_retention for damage in rounded], "o-", label=f"at {each} bits")
+        costs.bar(beside, [layer.loss for layer in rounded], width, label=f"at {each} bits")
+        keeps.plot(layers, [layer.top10_retention for layer in rounded], "o-", label=f"at {each} bits")
     costs.set_yscale("log")
     costs.set_title("1 − cosine, with this layer alone rounded", loc="left")
     keeps.set_title("top-10 neighbours kept, likewise", loc="left")

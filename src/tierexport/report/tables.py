@@ -21,7 +21,7 @@ from tierexport.search.found import Found, Frontier
 from tierexport.search.layer_map import ModelMap
 
 COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green", 16: "cyan", 32: "blue"}
-"""Warm is crushed, cold is kept: the same colours wherever tiers are shown."""
+"""Warm is few bits, cold is many: the same colours wherever tiers are shown."""
 
 
 def new_table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
@@ -149,7 +149,7 @@ def compare_table(compared: Sequence[Compared]) -> Table:
     """A row per artifact and device, smallest first; intervals are 95 %."""
     sets = list(dict.fromkeys(name for each in compared for name in each.retrieval))
     names = ("recipe", "format", "device", "MB", "stored bits", "1−cos", "interval", "top-10 kept", "speed of fp32's",
-             *(f"{name}: NDCG@10 less fp32's" for name in sets))  # fmt: skip
+             *(f"{name}: Δ NDCG@10 vs fp32" for name in sets))  # fmt: skip
     table = new_table("side by side", *names, right=names[3:])
     for each in compared:
         found = (each.retrieval.get(name) for name in sets)
@@ -169,11 +169,11 @@ def map_table(found: ModelMap) -> Table:
              *(f"{part} at {each} bits" for each in bits for part in ("1−cos", "top-10")))  # fmt: skip
     table = new_table(f"{found.model}, {found.texts} texts", *names, right=names)
     for each in found.readings:
-        costs = [damage for damage in found.sensitivities if damage.layer == each.layer]
+        costs = [cost for cost in found.sensitivities if cost.layer == each.layer]
         table.add_row(
             str(each.layer), f"{each.rewrite:.3f}", f"{each.same_word:.3f}", f"{each.same_text:.3f}",
             f"{each.largest_share:.3f}", f"{each.anisotropy:.3f}",
-            *(part for damage in costs for part in (f"{damage.loss:.5f}", f"{damage.top10_retention:.3f}")),
+            *(part for cost in costs for part in (f"{cost.loss:.5f}", f"{cost.top10_retention:.3f}")),
         )  # fmt: skip
     return table
 
@@ -236,7 +236,7 @@ def _shown(text: str, most: int = LINE) -> str:
 
 
 def _layer_map(title: str, tensors: Iterable[StoredTensor]) -> Table:
-    """Rows are tables, layers and heads, columns roles, cells the types stored there; last what no format crushes."""
+    """Rows are tables, layers and heads, columns roles, cells the types stored there; last what no format quantizes."""
     cells: dict[tuple[int | None, str], list[str]] = {}
     for each in tensors:
         layer = None if each.tensor.role == UNQUANTIZED_ROLE else each.tensor.layer
@@ -287,9 +287,9 @@ def vectors_table(rows: Sequence[Mapping[str, Any]], similarity: str) -> Table:
     `similarity`: by what the model's own vectors are compared, in words.
     """
     sets = list(rows[0]["scores"])
-    right = (*sets, "average", "less fp32's", "bytes", "published", "less fp32's there")
+    right = (*sets, "average", "Δ vs fp32", "bytes", "published", "Δ vs fp32 there")
     title = f"NDCG@10, scored by {similarity}"
-    table = new_table(title, "vectors", *sets, "average", "less fp32's", "95 % interval", "bytes", *right[-2:], right=right)
+    table = new_table(title, "vectors", *sets, "average", "Δ vs fp32", "95 % interval", "bytes", *right[-2:], right=right)
     for row in rows:
         gone = row["published"] - rows[0]["published"]
         table.add_row(
