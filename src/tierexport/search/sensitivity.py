@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tierexport.base.digests import value_digest
@@ -106,9 +106,8 @@ def _option(group: Group, native: str, trial: Callable[[], TrialModel]) -> Optio
 
 
 def _write(path: Path, options: Sequence[Option]) -> None:
-    """Sensitivities are called damage in the file, so that what earlier versions wrote stays readable."""
-    path.write_text(json.dumps([{"native": each.native, "bytes": each.bytes, "damage": each.sensitivity} for each in options]))
+    path.write_text(json.dumps([asdict(each) for each in options]))
 
 
 def _read(path: Path) -> tuple[Option, ...]:
-    return tuple(Option(each["native"], each["bytes"], each["damage"]) for each in json.loads(path.read_text()))
+    return tuple(Option(**each) for each in json.loads(path.read_text()))
