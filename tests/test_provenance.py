@@ -20,13 +20,15 @@ from conftest import RECIPES, Built, build, run
 from loopback_card import card_errors
 from tierexport.artifact.folder import read_verification
 from tierexport.artifact.manifest import read_manifest
-from tierexport.base.records import Licence
+from tierexport.base.records import Licence, Source
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.formats.gguf.imatrix import portable_bytes, read_imatrix
 from tierexport.formats.torchao.tidy import _drop_places
 from tierexport.model.card_head import linked, read_head
 from tierexport.model.source import open_source
 from tierexport.publish.local_paths import LOCAL
+from tierexport.recipe.read import read_recipe
+from tierexport.recipe.sharing import share
 from tierexport.report.card import render_card
 from tierexport.report.head import head_fields
 
@@ -291,6 +293,14 @@ def test_a_local_model_without_a_place_on_a_hub_is_not_published(tiny_recipe: Pa
     assert refused.exit_code == 2
     assert "local-paths: recipe.toml names" in refused.stderr
     assert "base_model=ORG/NAME" in refused.stderr
+
+
+def test_what_a_recipe_names_and_no_stage_needed_goes_by_its_name(minilm: Source, tmp_path: Path) -> None:
+    """An f16 build reads no imatrix, so that a recipe may name one that is not there."""
+    recipe = read_recipe(RECIPES / "f16.toml", [f"calibration.imatrix={tmp_path / 'nowhere.gguf'}"])
+    shared = share(recipe, minilm, imatrix=False)
+    assert shared.document["calibration"] == {"imatrix": "nowhere.gguf"}
+    assert shared.texts == ()
 
 
 @pytest.mark.parametrize("name", ["/home/me/model", "model", "a/b/c", "a--b/c", "../model"])

@@ -32,7 +32,7 @@ def settle_paths(document: dict[str, Any], folder: Path) -> None:
     """Make every path in a recipe document absolute; relative ones start at `folder`, whether they are there or not."""
 
     def settled(key: str, value: str) -> str:
-        return _existing(key, value, folder) or (value if key in MAY_BE_NAMES else _absolute(folder / expanded(value)))
+        return _existing(key, value, folder) or (value if key in MAY_BE_NAMES else absolute(folder / expanded(value)))
 
     _replace(document, PATH_KEYS, settled)
 
@@ -43,11 +43,12 @@ def _existing(key: str, value: str, folder: Path) -> str | None:
     path = folder / expanded(place)
     if not path.exists():
         return None
-    return _absolute(path) if split is None else f"{_absolute(path)}:{split}"
+    return absolute(path) if split is None else f"{absolute(path)}:{split}"
 
 
-def _absolute(path: Path) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  # a link keeps its name
+def absolute(path: Path) -> str:
+    """A path from the root, without `..`; a link keeps its name."""
+    return os.path.abspath(path)  # noqa: PTH100  # Path.resolve would follow links
 
 
 def _replace(document: dict[str, Any], keys: Iterable[str], settled: Callable[[str, str], str]) -> None:

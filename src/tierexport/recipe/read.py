@@ -12,7 +12,7 @@ from tierexport.base.errors import RecipeError
 from tierexport.base.shipped import names_of, shipped
 from tierexport.base.validation import first_mistake, nearest
 from tierexport.recipe.overrides import override
-from tierexport.recipe.paths import settle_existing, settle_paths
+from tierexport.recipe.paths import absolute, settle_existing, settle_paths
 from tierexport.recipe.schema import Recipe, Rule, recipe_keys
 
 _RECIPE = TypeAdapter(Recipe)
@@ -47,7 +47,7 @@ def parse_recipe(document: Mapping[str, Any], folder: Path) -> Recipe:
     settled = copy.deepcopy(dict(document))
     settle_paths(settled, folder)
     try:
-        recipe = _RECIPE.validate_python({**settled, "(folder)": folder.absolute(), "(document)": settled})
+        recipe = _RECIPE.validate_python({**settled, "(folder)": Path(absolute(folder)), "(document)": settled})
     except ValidationError as error:
         raise RecipeError(first_mistake(error, recipe_keys())) from None
     for number, rule in enumerate(recipe.rules):
