@@ -314,7 +314,7 @@ def hub(model: Path, tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture
 def open_from(hub: Hub) -> Callable[..., Any]:
     """`open_source`, its client pointed at `hub`."""
-    return partial(hub.ask, "from tierexport.source import open_source", "open_source(name)")
+    return partial(hub.ask, "from tierexport.model.source import open_source", "open_source(name)")
 
 
 def test_a_hub_revision_is_fetched_resolved_and_recorded(
