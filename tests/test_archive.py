@@ -4,6 +4,7 @@ import hashlib
 import html
 import io
 import json
+import subprocess
 import sys
 import tarfile
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from tierexport.base import archive, package_index
 from tierexport.base.errors import MachineError
+from tierexport.base.paths import cache_dir
 
 LOGIN = "Basic bWU6c2VjcmV0"
 """`me:secret`, as HTTP sends it."""
@@ -107,7 +109,7 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise AssertionError("a subprocess was started")
 
-    monkeypatch.setattr(archive.subprocess, "run", refused)
+    monkeypatch.setattr(subprocess, "run", refused)
 
 
 @pytest.mark.usefixtures("no_pip", "no_process")
@@ -163,7 +165,7 @@ def test_what_is_not_the_pinned_archive_is_refused(index: Index, spoil: Callable
         archive.converter()
     assert message in str(error.value)
     assert "secret" not in str(error.value)
-    assert not list(archive.cache_dir().rglob("*.tar.gz"))
+    assert not list(cache_dir().rglob("*.tar.gz"))
 
 
 def test_pip_has_the_last_word(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import pytest
 from conftest import Built, build
 from tierexport.base import codebase
 from tierexport.base.codebase import PACKAGE, code_of, digest_of
-from tierexport.base.records import Source
+from tierexport.base.records import Encoded, Source
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.llama import LlamaFile
 from tierexport.formats.gguf.worker import run
@@ -206,16 +206,25 @@ def made_anew(model: Path, artifacts: Sequence[Judged], monkeypatch: pytest.Monk
     """Whose vectors of the texts are not taken from the cache, in what counts as a new process."""
     code_of.cache_clear()
     digest_of.cache_clear()
-    made = set()
+    made: set[str] = set()
     fp32 = Reference(open_source(str(model)))
     with monkeypatch.context() as patch:
-        patch.setattr(reference, "encode", lambda *given: made.add("fp32") or encode(*given))
+        patch.setattr(reference, "encode", noting(made, "fp32", encode))
         fp32.encode("texts", "passage", TEXTS)
     for artifact in artifacts:
         opened = OpenArtifact(artifact, "cpu", fp32)
         with monkeypatch.context() as patch:
-            make = opened.made
-            patch.setattr(opened, "made", lambda *given: made.add(artifact.format) or make(*given))  # noqa: B023  # called at once
+            patch.setattr(opened, "made", noting(made, artifact.format, opened.made))
             opened.encode("texts", "passage", TEXTS)
         opened.close()
     return made
+
+
+def noting(made: set[str], who: str, make: Callable[..., Encoded]) -> Callable[..., Encoded]:
+    """`make`, which adds `who` to `made` when it is called."""
+
+    def called(*given: Any) -> Encoded:
+        made.add(who)
+        return make(*given)
+
+    return called
