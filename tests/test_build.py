@@ -75,7 +75,7 @@ def test_three_tier_keeps_what_it_should(three_tier: Built) -> None:
     assert gguf["tokens_equal"] is torchao["tokens_equal"] is True
     assert gguf["cos_mean"] > 0.996
     assert torchao["cos_mean"] > 0.995
-    assert gguf["top10_retention"] > 0.945
+    assert gguf["top10_retention"] > 0.94
     assert torchao["top10_retention"] > 0.93
 
 
