@@ -19,6 +19,7 @@ from tierexport import cli
 from tierexport.base.archive import archive_file
 from tierexport.base.errors import MachineError
 from tierexport.base.records import Encoded, Source
+from tierexport.datasets.textfiles import BUILTIN
 from tierexport.formats.gguf.worker_client import Worker
 from tierexport.model.encoder import encode
 from tierexport.model.source import open_source
@@ -153,6 +154,18 @@ def three_tier(shared: Path) -> Built:
 
 
 @pytest.fixture(scope="session")
+def scored(shared: Path, three_tier: Built) -> Path:
+    """The folder of three_tier with retrieval figures."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(three_tier.folder, folder / "three_tier")
+        done = run("verify", folder / "three_tier", "--data", BUILTIN / "retrieval", "--device", "cpu")
+        assert done.exit_code == 0, done.stderr
+
+    return made_once(shared / "scored", make) / "three_tier"
+
+
+@pytest.fixture(scope="session")
 def f16(shared: Path) -> Built:
     return built_once(shared, "f16", "f16.toml")
 
@@ -184,7 +197,7 @@ def random_bert(folder: Path, like: Path, **settings: float) -> None:
     shutil.copytree(like, folder, ignore=shutil.ignore_patterns("*.safetensors", "README.md"))
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
-    BertModel(BertConfig(vocab_size=30522, **sizes, **settings)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=30522, **{**sizes, **settings})).save_pretrained(folder)
     assert len(st.SentenceTransformer(str(folder), device="cpu").encode("a sentence")) == 64
 
 

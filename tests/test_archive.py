@@ -4,6 +4,7 @@ import hashlib
 import html
 import io
 import json
+import subprocess
 import sys
 import tarfile
 import threading
@@ -108,7 +109,7 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise AssertionError("a subprocess was started")
 
-    monkeypatch.setattr("tierexport.base.archive.subprocess.run", refused)
+    monkeypatch.setattr(subprocess, "run", refused)
 
 
 @pytest.mark.usefixtures("no_pip", "no_process")

@@ -68,13 +68,15 @@ def test_stored_bits_are_the_bytes_on_disk(fixture: str, request: pytest.Fixture
 
 
 def test_three_tier_keeps_what_it_should(three_tier: Built) -> None:
-    """Floors well below what was measured (docs/results.md): a broken export falls far under them."""
+    """Floors between what GPTQ gives and what rounding to nearest does: 0.9977, 0.9972, 0.959, 0.952 against 0.9921, 0.9881,
+    0.928, 0.899 (docs/results.md).
+    """
     gguf, torchao = three_tier.results["gguf"], three_tier.results["torchao"]
     assert gguf["tokens_equal"] is torchao["tokens_equal"] is True
-    assert gguf["cos_mean"] > 0.990
-    assert torchao["cos_mean"] > 0.985
-    assert gguf["top10_retention"] > 0.91
-    assert torchao["top10_retention"] > 0.88
+    assert gguf["cos_mean"] > 0.996
+    assert torchao["cos_mean"] > 0.995
+    assert gguf["top10_retention"] > 0.94
+    assert torchao["top10_retention"] > 0.93
 
 
 def test_the_recipe_inside_builds_the_same_bytes(three_tier: Built, tmp_path: Path) -> None:

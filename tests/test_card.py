@@ -17,13 +17,12 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from conftest import RECIPES, Built, build, run
+from conftest import RECIPES, Built, build
 from loopback_card import card_errors
 from loopback_repository import User
 from loopback_writable import WritableHub, serving_writable
 from tierexport import load
 from tierexport.base.records import Floats
-from tierexport.datasets.textfiles import BUILTIN
 from tierexport.report.card import QUESTION
 
 NAME, TOKEN = "alice/three_tier", "hf_alice"
@@ -43,11 +42,10 @@ class Published:
 
 
 @pytest.fixture(scope="module")
-def published(three_tier: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+def published(scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     """three_tier with retrieval figures."""
     place = tmp_path_factory.mktemp("published")
-    artifact = Path(shutil.copytree(three_tier.folder, place / "three_tier"))
-    assert run("verify", artifact, "--data", BUILTIN / "retrieval", "--device", "cpu").exit_code == 0
+    artifact = Path(shutil.copytree(scored, place / "three_tier"))
     with serving_writable(place / "cache") as hub:
         hub.tokens[TOKEN] = User("alice")
         command = [sys.executable, "-m", "tierexport", "publish", str(artifact), "--to", f"hf:{NAME}"]
@@ -65,7 +63,7 @@ def card(published: Published) -> str:
 def gguf_card(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """The card of a folder that holds a GGUF alone, read where it lies."""
     out = tmp_path_factory.mktemp("gguf") / "out"
-    build(RECIPES / "int8.toml", out, "--set", 'formats=["gguf"]')
+    build(RECIPES / "int8.toml", out, "--set", 'formats=["gguf"]', "--set", "rounding=nearest")
     return (out / "README.md").read_text(), out
 
 

@@ -5,18 +5,7 @@ import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pytest
-
 from conftest import Built, run
-from tierexport.datasets.textfiles import BUILTIN
-
-
-@pytest.fixture(scope="module")
-def scored(three_tier: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """three_tier with retrieval figures."""
-    folder = Path(shutil.copytree(three_tier.folder, tmp_path_factory.mktemp("scored") / "three_tier"))
-    assert run("verify", folder, "--data", BUILTIN / "retrieval", "--device", "cpu").exit_code == 0
-    return folder
 
 
 def test_the_table_says_what_the_folders_say(scored: Path, packed: Built, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,10 @@ from tierexport.formats.gguf.imatrix import read_imatrix
 from tierexport.model.encoder import open_model
 from tierexport.model.source import open_source
 
-SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+WIDE: dict[str, Any] = {"initializer_range": 0.2}
+"""As the tiny model's weights are drawn, so that vectors depend on the layers."""
+
+SIZES = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, **WIDE}
 
 
 NOMIC = {
@@ -92,8 +96,9 @@ def test_sharded_safetensors_build_as_one_file(tiny_model: Path, tmp_path: Path)
     (folder / "model.safetensors").unlink()
     AutoModel.from_pretrained(tiny_model).save_pretrained(folder, max_shard_size="4MB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
-    whole = build(RECIPES / "int8.toml", tmp_path / "whole", "--set", f"model={tiny_model}", "--set", 'formats=["gguf"]')
-    sharded = build(RECIPES / "int8.toml", tmp_path / "parts", "--set", f"model={folder}", "--set", 'formats=["gguf"]')
+    settings = ("--set", 'formats=["gguf"]', "--set", "rounding=nearest")
+    whole = build(RECIPES / "int8.toml", tmp_path / "whole", "--set", f"model={tiny_model}", *settings)
+    sharded = build(RECIPES / "int8.toml", tmp_path / "parts", "--set", f"model={folder}", *settings)
     assert whole.results["gguf"]["cos_mean"] == sharded.results["gguf"]["cos_mean"]
 
 
@@ -101,11 +106,11 @@ def test_sharded_safetensors_build_as_one_file(tiny_model: Path, tmp_path: Path)
     ("name", "sizes"),
     [
         ("NomicBert", SIZES),  # its checkpoints fuse what its modules hold apart
-        ("DistilBert", {"dim": 64, "hidden_dim": 256, "n_layers": 2, "n_heads": 2}),
+        ("DistilBert", {"dim": 64, "hidden_dim": 256, "n_layers": 2, "n_heads": 2, **WIDE}),
     ],
 )
 def test_importance_finds_its_tensor_whatever_the_checkpoint_calls_it(
-    name: str, sizes: dict[str, int], tiny_model: Path, tmp_path: Path
+    name: str, sizes: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
     folder = family(name, sizes, tiny_model, tmp_path / "model")
     if name == "NomicBert":  # what the hub's own file states, and the converter asks for
@@ -120,7 +125,7 @@ def test_importance_finds_its_tensor_whatever_the_checkpoint_calls_it(
     assert set(means) == quantized
 
 
-def family(name: str, sizes: dict[str, int], tiny_model: Path, folder: Path) -> Path:
+def family(name: str, sizes: dict[str, Any], tiny_model: Path, folder: Path) -> Path:
     """A random model of a family with MiniLM's tokenizer."""
     import torch
     import transformers

@@ -14,7 +14,7 @@ import pytest
 from conftest import Built, build
 from tierexport.base import codebase
 from tierexport.base.codebase import PACKAGE, code_of, digest_of
-from tierexport.base.records import Source
+from tierexport.base.records import Encoded, Source
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.llama import LlamaFile
 from tierexport.formats.gguf.worker import run
@@ -202,11 +202,6 @@ def test_vectors_are_made_anew_once_the_code_that_reads_them_changes(
         digest_of.cache_clear()
 
 
-def _noted(made: set[str], name: str) -> bool:
-    made.add(name)
-    return True
-
-
 def made_anew(model: Path, artifacts: Sequence[Judged], monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Whose vectors of the texts are not taken from the cache, in what counts as a new process."""
     code_of.cache_clear()
@@ -214,13 +209,22 @@ def made_anew(model: Path, artifacts: Sequence[Judged], monkeypatch: pytest.Monk
     made: set[str] = set()
     fp32 = Reference(open_source(str(model)))
     with monkeypatch.context() as patch:
-        patch.setattr(reference, "encode", lambda *given: encode(*given) if _noted(made, "fp32") else None)
+        patch.setattr(reference, "encode", noting(made, "fp32", encode))
         fp32.encode("texts", "passage", TEXTS)
     for artifact in artifacts:
         opened = OpenArtifact(artifact, "cpu", fp32)
         with monkeypatch.context() as patch:
-            make = opened.made
-            patch.setattr(opened, "made", lambda *given: make(*given) if _noted(made, artifact.format) else None)  # noqa: B023  # called at once
+            patch.setattr(opened, "made", noting(made, artifact.format, opened.made))
             opened.encode("texts", "passage", TEXTS)
         opened.close()
     return made
+
+
+def noting(made: set[str], who: str, make: Callable[..., Encoded]) -> Callable[..., Encoded]:
+    """`make`, which adds `who` to `made` when it is called."""
+
+    def called(*given: Any) -> Encoded:
+        made.add(who)
+        return make(*given)
+
+    return called

@@ -18,7 +18,7 @@ import pytest
 import tomli_w
 from scipy import stats
 
-from conftest import RECIPES, build, run
+from conftest import RECIPES, build, random_bert, run
 from tierexport import pipeline
 from tierexport.base.errors import InputError, PlanError
 from tierexport.base.records import Source, Tensor
@@ -152,9 +152,11 @@ def test_search_keeps_the_budget_and_uses_it(tiny_model: Path, tmp_path: Path, m
         assert run("search", tiny_model, *options).exit_code == 2
 
 
-def test_a_killed_search_goes_on_where_it_was(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_killed_search_goes_on_where_it_was(minilm: Source, tmp_path: Path) -> None:
     """SIGKILL once some groups are measured: the next run takes them as they are, and ends as one left alone."""
-    command = [sys.executable, "-m", "tierexport", "search", str(tiny_model), "--bits", "9", "--out", "nine.toml", "--json"]
+    model = tmp_path / "one-layer"
+    random_bert(model, minilm.path, initializer_range=0.2, num_hidden_layers=1)
+    command = [sys.executable, "-m", "tierexport", "search", str(model), "--bits", "9", "--out", "nine.toml", "--json"]
     cache = tmp_path / "cache"
     environment = os.environ | {"TIEREXPORT_CACHE": str(cache)}
 

@@ -98,7 +98,7 @@ def data_bytes(built: Built) -> int:
 def test_packed_runs_on_a_cpu_through_load(packed: Built) -> None:
     result = packed.results["torchao"]
     assert result["status"] == "ok"
-    assert result["cos_mean"] > 0.97
+    assert result["cos_mean"] > 0.985  # 0.9945 with GPTQ, 0.9728 rounded to nearest
     config = json.loads((packed.folder / "torchao" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"  # what the CUDA kernel multiplies
     assert "Int4WeightOnlyConfig" in json.dumps(config["quantization_config"])
