@@ -161,7 +161,9 @@ def test_a_killed_search_goes_on_where_it_was(minilm: Source, tmp_path: Path) ->
     environment = os.environ | {"TIEREXPORT_CACHE": str(cache)}
 
     def measured() -> dict[str, int]:
-        return {path.parent.name: path.stat().st_mtime_ns for path in cache.glob("models/*/sensitivity-*/options.json")}
+        """When each group was measured that is recorded; what a kill finds unrecorded is measured again."""
+        records = cache.glob("models/*/.stages/sensitivity-*.json")
+        return {each.stem: (each.parents[1] / each.stem / "options.json").stat().st_mtime_ns for each in records}
 
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL, start_new_session=True) as process:
         while len(measured()) < 3:
