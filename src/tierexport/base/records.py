@@ -23,6 +23,11 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 
+def bits_per_parameter(size: int, parameters: int) -> float:
+    """Bits that each parameter takes of `size` bytes."""
+    return 8 * size / max(parameters, 1)
+
+
 @dataclass(frozen=True)
 class Licence:
     """What a source may be used under, as its card or description states it: identifiers, and the name and link of one

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 from tierexport.artifact.stored import StoredTensor
 from tierexport.base.listing import Listing
+from tierexport.base.records import bits_per_parameter
 from tierexport.formats.header import Header, Omitted, Room
 
 HeaderReader = Callable[[BinaryIO, int, str, Room], Header]
@@ -27,16 +28,6 @@ class Inspection:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
-    @property
-    def parameters(self) -> int:
-        """Values of all tensors."""
-        return sum(each.tensor.parameters for each in self.tensors)
-
-    @property
-    def stored_bits(self) -> float:
-        """Bits per parameter of the whole file."""
-        return 8 * self.bytes / max(self.parameters, 1)
-
     def as_json(self) -> dict[str, Any]:
         """Everything found, as `inspect --json` prints it."""
         return {
@@ -49,6 +40,16 @@ class Inspection:
             "warnings": list(self.warnings),
             "tensors": [each.as_json() for each in self.tensors],
         }
+
+    @property
+    def parameters(self) -> int:
+        """Values of all tensors."""
+        return sum(each.tensor.parameters for each in self.tensors)
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits per parameter of the whole file."""
+        return bits_per_parameter(self.bytes, self.parameters)
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tierexport.base.records import Tensor
+from tierexport.base.records import Tensor, bits_per_parameter
 from tierexport.recipe.schema import Tier
 
 
@@ -71,7 +71,7 @@ class FormatPlan:
     @property
     def tensor_bits(self) -> float:
         """Bits per parameter of the tensors alone."""
-        return 8 * self.bytes / max(self.parameters, 1)
+        return bits_per_parameter(self.bytes, self.parameters)
 
     def as_json(self) -> dict[str, Any]:
         """Totals and rows as `plan --json` shows them."""
@@ -96,4 +96,4 @@ class Artifact:
 
     @property
     def stored_bits(self) -> float:
-        return 8 * self.bytes / self.plan.parameters
+        return bits_per_parameter(self.bytes, self.plan.parameters)
