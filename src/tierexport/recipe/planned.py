@@ -75,14 +75,9 @@ class FormatPlan:
 
     def as_json(self) -> dict[str, Any]:
         """Totals and rows as `plan --json` shows them."""
-        return {
-            "format": self.format,
-            "parameters": self.parameters,
-            "tensor_bytes": self.bytes,
-            "nominal_bits": self.nominal_bits,
-            "tensor_bits": self.tensor_bits,
-            "tensors": [row.as_json() for row in self.rows],
-        }
+        sizes = {"parameters": self.parameters, "tensor_bytes": self.bytes}
+        bits = {"nominal_bits": self.nominal_bits, "tensor_bits": self.tensor_bits}
+        return {"format": self.format, **sizes, **bits, "tensors": [row.as_json() for row in self.rows]}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rich.table import Table
 from tierexport.artifact.manifest import Manifest
 from tierexport.artifact.stored import StoredTensor, nominal_bits
 from tierexport.artifact.verdicts import Fidelity, Verification
+from tierexport.base.records import bits_per_parameter
 from tierexport.formats.header import Omitted
 from tierexport.formats.inspection import Inspection
 from tierexport.metrics.similarity import SIMILARITIES
@@ -266,7 +267,7 @@ def _types_table(tensors: Sequence[StoredTensor]) -> Table:
         parameters, size = sum(each.tensor.parameters for each in held), sum(each.bytes for each in held)
         table.add_row(
             _types([native]), f"{len(held):,}", f"{parameters:,}", f"{size:,}", f"{size / whole:.1%}",
-            f"{8 * size / max(parameters, 1):.2f}",
+            f"{bits_per_parameter(size, parameters):.2f}",
         )  # fmt: skip
     return table
 

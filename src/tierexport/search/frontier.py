@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierexport.base.progress import stage
-from tierexport.base.records import Text
+from tierexport.base.records import Text, bits_per_parameter
 from tierexport.base.shipped import shipped
 from tierexport.datasets.calibration import screen
 from tierexport.model.encoder import open_model
@@ -54,7 +54,7 @@ class _Points:
         return self._point(kind, name, size, self._trial.loss(self._trial.encode(rounded)), expected)
 
     def _point(self, kind: str, name: str, size: int, loss: npt.NDArray[np.float64], expected: float | None = None) -> Point:
-        return Point(kind, name, size, 8 * size / self._study.parameters, float(loss.mean()), expected)
+        return Point(kind, name, size, bits_per_parameter(size, self._study.parameters), float(loss.mean()), expected)
 
 
 def _curve(study: Study, points: _Points, named: Sequence[Point]) -> list[Point]:

@@ -12,7 +12,7 @@ import tomli_w
 from tierexport.base import archive
 from tierexport.base.files import write_whole
 from tierexport.base.progress import stage
-from tierexport.base.records import Imatrix
+from tierexport.base.records import Imatrix, bits_per_parameter
 from tierexport.base.stages import Stages, stage_key
 from tierexport.datasets.calibration import calibration_texts, texts_digest
 from tierexport.formats import formats_of
@@ -71,7 +71,7 @@ class Study:
         size, expected = self.size(choice), predicted(choice)
         said = f"{MARK} {budget:,} bytes of GGUF; predicted loss (1 - cosine) {expected:.6f}"
         write_whole(out, tomli_w.dumps(recipes.document(out.stem, said, self.model, types, self.groups)))
-        return Found(out, size, 8 * size / self.parameters, expected, measured, types)
+        return Found(out, size, bits_per_parameter(size, self.parameters), expected, measured, types)
 
     def within(self, budget: int) -> dict[str, Option]:
         """The options of least predicted loss whose file takes at most `budget` bytes. Raises InputError."""
