@@ -101,7 +101,4 @@ def _converter_error(source: Source, log: str, code: int) -> Exception:
     return PlanError(f"llama.cpp's converter refuses {source.name} ({source.architecture}): {last}. {OTHER_FORMAT}")
 
 
-# --- writing
-
-
 # --- reading back
