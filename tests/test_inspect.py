@@ -202,7 +202,7 @@ SAFETENSORS_CASES: dict[str, tuple[bytes, str]] = {
     "negative size": (safetensors({"a": tensor(shape=[-2])}), r"tensor 'a' has the shape \[-2\], and has to have sizes"),
     "size a truth value": (safetensors({"a": tensor(shape=[True, 2])}), r"has the shape \[True, 2\]"),
     "too many values": (safetensors({"a": tensor(shape=[1 << 40, 1 << 40])}), "1,152,921,504,606,846,976 values at most"),
-    "huge number": (safetensors('{"a":{"dtype":"F32","shape":[' + "9" * 5000 + "]}}"), "header is not JSON .ValueError: Exceeds"),
+    "huge number": (safetensors('{"a":{"dtype":"F32","shape":[' + "9" * 5000 + "]}}"), "not JSON .ValueError: Exceeds"),
     "backwards": (safetensors({"a": tensor(begin=8, end=0)}), r"has the data_offsets \[8, 0\], and they are begin and end"),
     "offset a fraction": (safetensors({"a": tensor(end=8.0)}), r"has the data_offsets \[0, 8\.0\]"),
     "wrong size": (safetensors({"a": tensor(end=4)}), r"tensor 'a', F32 of shape \[2\], takes 64 bits, and is given 32"),
