@@ -9,7 +9,6 @@ import tierexport
 from conftest import RECIPES, Built, build, run
 from third_format import WEIGHTS
 from tierexport.base.registry import FORMATS
-from tierexport.recipe import schema
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +16,6 @@ def registered() -> object:
     """The third format, beside the two that there are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(FORMATS, "npz", "third_format:Npz")
-        patch.setattr(schema, "FORMATS", (*FORMATS,), raising=False)
         yield
 
 
