@@ -73,7 +73,7 @@ def test_the_wheel_holds_the_package_and_all_that_is_shipped(wheel: Path) -> Non
     assert not [name for name in names if not name.startswith("tierexport")]
     assert "Classifier: Programming Language :: Python :: 3.13\n" in metadata
     extras = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE))
-    assert {"all", "faiss", "lora", "modelscope", "parquet", "pictures"} <= extras
+    assert {"all", "faiss", "lora", "modelscope", "parquet"} <= extras
 
 
 def test_an_editable_install_leaves_no_copies(wheel: Path, tmp_path: Path) -> None:  # skips as it does

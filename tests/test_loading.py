@@ -97,7 +97,7 @@ from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from tierexport import load
-from tierexport.beir import read_beir
+from tierexport.datasets.beir import read_beir
 from pathlib import Path
 from typing import Any
 

@@ -1,6 +1,7 @@
 """How figures are made with matplotlib: one look, text that stays text, and the same bytes from run to run."""
 
 import io
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ def written(drawn: "Figure", kind: str, transparent: bool = False) -> bytes:
 
 
 def inline(drawn: "Figure", label: str) -> str:
-    """A figure as an SVG element for a page, in the page's own colours; `label` is what it shows, in words."""
+    """A figure as an SVG element for a page, in the page's own colours; `label` is what it shows, in words.
+
+    Namespaces and metadata, which name addresses of the network, are left out: HTML needs neither.
+    """
     whole = written(drawn, "svg", transparent=True).decode()
-    element = whole[whole.index("<svg") :].replace(INK, "currentColor")
+    element = re.sub(r"<metadata>.*?</metadata>| xmlns(:\w+)?=\"[^\"]*\"", "", whole[whole.index("<svg") :], flags=re.DOTALL)
+    element = element.replace("xlink:href", "href").replace(INK, "currentColor")
     return element.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -3,6 +3,8 @@
 Two layouts. `portable`: torchao's own intx tensors, one byte per value, which stock transformers
 loads and runs everywhere. `packed`: two 4-bit values per byte (`Int4Tensor`), which stock
 transformers runs on CUDA with mslk, and `tierexport.load` anywhere.
+
+What takes torch is imported where it is asked for: planning by types and inspecting take none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +20,9 @@ from tierexport.base.records import NO_IMATRIX, Floats, Imatrix, Source, Tensor
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection
 from tierexport.formats.job import Job, Progress
-from tierexport.formats.torchao import tree, types, write
+from tierexport.formats.torchao import types
 from tierexport.formats.torchao.header import read_safetensors_header
 from tierexport.formats.torchao.inspect import inspect_safetensors, same_model
-from tierexport.formats.torchao.reader import Opened
 from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
@@ -29,6 +30,8 @@ from tierexport.recipe.schema import Recipe, Tier, TorchaoSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from tierexport.formats.torchao.reader import Opened
 
 
 class Torchao:
@@ -47,7 +50,9 @@ class Torchao:
 
     def tensors(self, source: Source) -> tuple[Tensor, ...]:
         """Every tensor of the module tree and of the modules after it. Raises SourceError."""
-        return tree.tensors(source)
+        from tierexport.formats.torchao.tree import tensors
+
+        return tensors(source)
 
     def native_type(self, tensor: Tensor, tier: Tier) -> tuple[str, str]:
         """The type for a tensor, and a note where it is the recipe's fallback; `types.native_type`."""
@@ -70,7 +75,9 @@ class Torchao:
         return NO_IMATRIX
 
     def targets(self, job: Job) -> list[Target]:
-        return write.targets(job)
+        from tierexport.formats.torchao.write import targets
+
+        return targets(job)
 
     def tunable(self, job: Job, parameters: Mapping[str, Floats]) -> list[str]:
         """Biases and norms."""
@@ -86,11 +93,15 @@ class Torchao:
         return folder
 
     def write(self, job: Job, rounded: Rounded, path: Path, progress: Progress) -> None:
-        write.write_torchao(job, rounded, path, progress)
+        from tierexport.formats.torchao.write import write_torchao
+
+        write_torchao(job, rounded, path, progress)
 
     def write_entrance(self, path: Path) -> None:
         """Let `SentenceTransformer(path.parent)` open the folder, and a hub's repository so made by its name."""
-        write.write_entrance(path)
+        from tierexport.formats.torchao.write import write_entrance
+
+        write_entrance(path)
 
     def weight_bytes(self, path: Path) -> int:
         return sum(file.stat().st_size for file in path.rglob("*.safetensors"))
@@ -101,7 +112,9 @@ class Torchao:
     def why_not(self, device: str) -> None:
         """None: torch runs it on every device that it has."""
 
-    def open(self, path: Path, device: str) -> Opened:
+    def open(self, path: Path, device: str) -> "Opened":
+        from tierexport.formats.torchao.reader import Opened
+
         return Opened(path, device)
 
     def load(self, path: Path, device: str) -> "SentenceTransformer":
