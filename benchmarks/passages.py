@@ -32,7 +32,7 @@ def make_model(folder: Path) -> None:
 
 def make_set(folder: Path, count: int) -> int:
     """`count` passages of random words, some queries out of them; the bytes of the texts."""
-    words = sorted({word for text in calibration_texts("builtin", 400, Path()) for word in text.text.split()})
+    words = sorted({word for text in calibration_texts("builtin", 400) for word in text.text.split()})
     generator = random.Random(0)  # noqa: S311 - no secrets here
     (folder / "qrels").mkdir(parents=True)
     passages = [" ".join(generator.choices(words, k=WORDS)) for _ in range(count)]

@@ -7,7 +7,6 @@ Bounds come from the built-in calibration texts. "both" quantizes queries and do
 
 import itertools
 import sys
-from pathlib import Path
 from typing import Any
 
 from tierexport.datasets.beir import read_retrieval_set
@@ -29,8 +28,8 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def main(names: list[str]) -> None:
     encoder = open_encoder(MODEL)
-    sets = [Texts.of(encoder, read_retrieval_set(name, Path())) for name in names]
-    texts = [text.text for text in calibration_texts("builtin", 400, Path())]
+    sets = [Texts.of(encoder, read_retrieval_set(name)) for name in names]
+    texts = [text.text for text in calibration_texts("builtin", 400)]
     exact = [each.scored(None, False) for each in sets]
     print(
         "NDCG@10 of fp32:",

@@ -27,7 +27,7 @@ from tierexport.quantize.importance import measure_importance
 
 def test_importance_equals_an_independent_computation(minilm: Source) -> None:
     """Over queries and passages, one of them cut at 256 tokens, in padded batches here, singly there."""
-    texts = calibration_texts("builtin", 30, Path())
+    texts = calibration_texts("builtin", 30)
     texts.append(Text("a very long passage " * 200, "passage"))
     model = open_model(minilm)
     measured = measure_importance(model, texts, "test")
@@ -77,7 +77,7 @@ def test_floor_lifts_zeros_and_nothing_else() -> None:
 
 
 def test_the_built_in_texts_are_varied_and_not_the_screen() -> None:
-    texts = calibration_texts("builtin", 10_000, Path())
+    texts = calibration_texts("builtin", 10_000)
     assert len(texts) == len({text.text for text in texts}) == 400
     assert sum(text.kind == "query" for text in texts) == 140
     assert len(screen()) == len(set(screen())) == 143
@@ -102,17 +102,17 @@ def _beir(folder: Path, write: Callable[[Path], Any], suffix: str) -> Path:
     ],
 )
 def test_texts_come_from_beir_folders(tmp_path: Path, suffix: str, write: Callable[[Path], Any]) -> None:
-    texts = calibration_texts(str(_beir(tmp_path / "beir", write, suffix)), 100, Path())
+    texts = calibration_texts(str(_beir(tmp_path / "beir", write, suffix)), 100)
     assert len(texts) == 12
     assert texts[0] == Text("T0 passage 0", "passage")
     assert texts[3] == Text("query 0", "query")
 
 
-def test_texts_come_from_files_beside_the_recipe(tmp_path: Path) -> None:
+def test_texts_come_from_files(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("one\n\ntwo\n")
     (tmp_path / "lines.jsonl").write_text('{"text": "three", "kind": "query"}\n')
-    assert calibration_texts("lines.txt", 9, tmp_path) == [Text("one", "passage"), Text("two", "passage")]
-    assert calibration_texts("lines.jsonl", 9, tmp_path) == [Text("three", "query")]
+    assert calibration_texts(str(tmp_path / "lines.txt"), 9) == [Text("one", "passage"), Text("two", "passage")]
+    assert calibration_texts(str(tmp_path / "lines.jsonl"), 9) == [Text("three", "query")]
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_texts_come_from_files_beside_the_recipe(tmp_path: Path) -> None:
 def test_texts_that_cannot_be_used_are_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
-        calibration_texts(name, 5, tmp_path)
+        calibration_texts(str(tmp_path / name), 5)
 
 
 def test_texts_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no file or folder .*nothing.txt"):
-        calibration_texts("nothing.txt", 5, tmp_path)
+        calibration_texts(str(tmp_path / "nothing.txt"), 5)
     with pytest.raises(DataError, match="is not such a BEIR folder"):
-        calibration_texts(str(tmp_path), 5, tmp_path)
+        calibration_texts(str(tmp_path), 5)
 
 
 # --- an imatrix made elsewhere

@@ -132,7 +132,7 @@ def serve(tmp_path: Path) -> Serve:
 def read_from(hub: Hub, name: str, **environment: str) -> Any:
     """`read_retrieval_set` by the real client, in a place where no folder has that name."""
     imports = "from tierexport.datasets.beir import read_retrieval_set"
-    return hub.ask(imports, "read_retrieval_set(name, Path('elsewhere'))", name, **environment)
+    return hub.ask(imports, "read_retrieval_set(name)", name, **environment)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -150,19 +150,19 @@ def test_a_folder_is_read_the_same_way_and_wins(layout: str, tmp_path: Path) -> 
     for repository, files in repositories.items():
         write(tmp_path / repository, files)
     _, colon, split = name.partition(":")
-    found = read_retrieval_set(f"org/small{colon}{split}", tmp_path)
+    found = read_retrieval_set(f"{tmp_path}/org/small{colon}{split}")
     assert found == expected(f"small{colon}{split}", graded="Nano" not in layout)
 
 
 def test_calibration_reads_a_folder_of_the_hub(tmp_path: Path) -> None:
     write(tmp_path / "nano", NANO)
-    assert calibration_texts("nano", 999, tmp_path) == calibration_texts(str(RETRIEVAL), 999, tmp_path)
+    assert calibration_texts(str(tmp_path / "nano"), 999) == calibration_texts(str(RETRIEVAL), 999)
 
 
 def test_a_folder_with_a_colon_in_its_name_is_read(tmp_path: Path) -> None:
     write(tmp_path / "a:b", NANO)
-    assert read_retrieval_set("a:b", tmp_path).name == "a:b"
-    assert read_retrieval_set("a:b:train", tmp_path).name == "a:b:train"
+    assert read_retrieval_set(str(tmp_path / "a:b")).name == "a:b"
+    assert read_retrieval_set(f"{tmp_path}/a:b:train").name == "a:b:train"
 
 
 def test_a_split_in_an_override_leaves_the_folder_relative_to_the_working_directory(
@@ -229,9 +229,9 @@ def test_a_set_of_the_hub_that_cannot_be_used_is_refused(
 
 
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "./a/b", "a/b/c", "org/small:a:b"])
-def test_what_is_no_folder_and_no_name_is_refused(name: str, tmp_path: Path) -> None:
+def test_what_is_no_folder_and_no_name_is_refused(name: str) -> None:
     with pytest.raises(DataError, match="there is no retrieval set"):
-        read_retrieval_set(name, tmp_path)
+        read_retrieval_set(name)
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_a_querys_title_is_not_encoded(tmp_path: Path) -> None:
     queries = [{**each, "title": "never read by BEIR"} for each in QUERIES]
     folder = write_set(tmp_path / "set", queries=queries)
     assert read_beir(folder).queries == tuple(each["text"] for each in QUERIES)
-    assert {text.text for text in calibration_texts(str(folder), 99, Path()) if text.kind == "query"} <= {
+    assert {text.text for text in calibration_texts(str(folder), 99) if text.kind == "query"} <= {
         each["text"] for each in QUERIES
     }
 

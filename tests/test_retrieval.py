@@ -81,9 +81,10 @@ def test_the_built_in_set_is_whole() -> None:
     )
 
 
-def test_the_built_in_set_has_a_name_of_its_own(tmp_path: Path) -> None:
+def test_the_built_in_set_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "builtin").mkdir()
-    found = read_retrieval_set("builtin", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = read_retrieval_set("builtin")
     assert (found.name, found.documents) == ("builtin", read_beir(BUILTIN / "retrieval").documents)
 
 
@@ -92,7 +93,7 @@ def test_a_link_keeps_its_name_and_what_lies_beside_it(tmp_path: Path) -> None:
     (folder / "qrels").rename(tmp_path / "store" / "bbb")
     for name, there in (("mine", "aaa"), ("mine-qrels", "bbb")):
         (tmp_path / name).symlink_to(tmp_path / "store" / there)
-    assert read_retrieval_set("mine", tmp_path).name == "mine"
+    assert read_retrieval_set(str(tmp_path / "mine")).name == "mine"
 
 
 def test_search_in_chunks_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,7 +165,7 @@ def test_a_hessian_that_is_not_finite_is_refused(hessian: torch.Tensor) -> None:
 
 def test_a_replay_gives_what_the_model_gives(tiny_model: Path) -> None:
     model = open_model(open_source(str(tiny_model)))
-    replay = Replay(model, calibration_texts("builtin", 24, Path()), TOKENS)
+    replay = Replay(model, calibration_texts("builtin", 24), TOKENS)
     assert [[name.split(".")[-2] for name in names] for names in replay.same_inputs(1, replay.trace(0, 0, None)[1])] == [
         ["query", "key", "value"], ["dense"], ["dense"], ["dense"],
     ]  # fmt: skip
@@ -179,7 +179,7 @@ def test_a_replay_gives_what_the_model_gives(tiny_model: Path) -> None:
             hidden = model.transformers_model(**features).last_hidden_state
         torch.testing.assert_close(state, hidden)
     assert hidden is not None
-    few = Replay(model, calibration_texts("builtin", 24, Path()), 300)
+    few = Replay(model, calibration_texts("builtin", 24), 300)
     assert 0 < sum(int(each.mask.sum()) for each in few.batches) < 400
 
 
@@ -209,7 +209,7 @@ def tiny_targets(source: Source) -> list[Target]:
 
 def test_layers_that_are_done_are_not_done_again(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run left behind that was killed after its first layer is taken, and the end is the same."""
-    source, texts = open_source(str(tiny_model)), calibration_texts("builtin", 40, Path())
+    source, texts = open_source(str(tiny_model)), calibration_texts("builtin", 40)
     targets = tiny_targets(source)
     whole = round_layers(open_model(source), texts, targets, Stages(tmp_path / "whole"), "key").codes
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -234,7 +234,7 @@ def test_layers_that_are_done_are_not_done_again(tiny_model: Path, tmp_path: Pat
 
 def tuned(source: Source, folder: Path) -> Rounded:
     model = open_model(source)
-    texts = calibration_texts("builtin", 60, Path())
+    texts = calibration_texts("builtin", 60)
     names = [name for name, each in model.transformers_model.named_parameters() if each.dim() == 1 and "pooler" not in name]
     rounded = round_layers(model, texts, tiny_targets(source), Stages(folder / "layers"), "key")
     return distill(model, open_model(source), texts, rounded, names, Stages(folder / "steps"), "key")

@@ -79,7 +79,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
     and its manifest says so.
     """
     made = plan(recipe_path, overrides)
-    material = read_material(made.recipe.verify, Path())
+    material = read_material(made.recipe.verify)
     out = out or Path("artifacts") / f"{made.source.name}-{made.recipe.name}"
     with building(out) as work:
         _check_weights(made)

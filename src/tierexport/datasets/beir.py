@@ -69,8 +69,8 @@ def split_off(name: str, base: Path) -> tuple[str, str | None]:
     return (head, split) if colon and not (base / expanded(name)).exists() else (name, None)
 
 
-def read_retrieval_set(name: str, base: Path) -> RetrievalSet:
-    """The set that FOLDER[:SPLIT] (relative to `base`), ORG/NAME[@REVISION][:SPLIT] or "builtin" names; of a folder and
+def read_retrieval_set(name: str) -> RetrievalSet:
+    """The set that FOLDER[:SPLIT], ORG/NAME[@REVISION][:SPLIT] or "builtin" names; of a folder and
     a repository the folder wins.
 
     Without a split it is the test split, or the only one. The revision is that of the texts: qrels in
@@ -79,8 +79,8 @@ def read_retrieval_set(name: str, base: Path) -> RetrievalSet:
     """
     if name == "builtin":
         return replace(read_beir(BUILTIN / "retrieval"), name=name)
-    place, split = split_off(name, base)
-    folder = base / expanded(place)
+    place, split = split_off(name, Path())
+    folder = expanded(place)
     if folder.is_dir():
         return read_beir(Path(os.path.abspath(folder)), split)  # noqa: PTH100  # a link keeps its name
     if not is_hub_id(place):

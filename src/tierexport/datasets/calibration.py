@@ -17,14 +17,14 @@ def screen() -> list[str]:
     return (BUILTIN / "screen.txt").read_text("utf-8").splitlines()
 
 
-def calibration_texts(name: str, count: int, folder: Path) -> list[Text]:
+def calibration_texts(name: str, count: int) -> list[Text]:
     """At most `count` texts: "builtin", a .txt file (a line each), a .jsonl file or a BEIR folder.
 
     A .jsonl line has "text" and may have "kind" ("query" or "passage") and "title". From a BEIR
     folder come passages, every fourth text being a query. Texts are taken at even distances, so
     the choice is the same every time. Raises DataError when there are none.
     """
-    texts = [text for text in _texts(name, folder) if text.text]
+    texts = [text for text in _texts(name) if text.text]
     if not texts:
         raise DataError(f"{name} holds no text: calibration needs some")
     return spread(texts, count)
@@ -74,8 +74,8 @@ def spread(items: list[Any], count: int) -> list[Any]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _texts(name: str, folder: Path) -> Iterator[Text]:
-    path = BUILTIN / "calibration.jsonl" if name == "builtin" else folder / expanded(name)
+def _texts(name: str) -> Iterator[Text]:
+    path = BUILTIN / "calibration.jsonl" if name == "builtin" else expanded(name)
     if path.is_dir():
         yield from _beir_texts(path)
     elif not path.is_file():
@@ -118,7 +118,7 @@ def read_pairs(path: Path) -> tuple[list[str], list[str]]:
 
 def text_set(name: str, count: int) -> TextSet:
     """The texts of `calibration_texts` with their digest. Raises DataError."""
-    texts = tuple(calibration_texts(name, count, Path()))
+    texts = tuple(calibration_texts(name, count))
     return TextSet(texts, texts_digest(texts, name))
 
 

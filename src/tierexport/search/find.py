@@ -38,7 +38,7 @@ def search_lossless(model: str, data: str, out: Path | None) -> Found:
     study = Study(model)
     out = out or Path(f"{study.source.name}-lossless.toml")
     _check_replaceable(out)
-    judge = RetrievalJudge(study.trial, study.source, read_retrieval_set(data, Path()))
+    judge = RetrievalJudge(study.trial, study.source, read_retrieval_set(data))
     low, high = study.smallest, study.largest
     with stage("Halving the budget") as running:
         while high - low > high * TOLERANCE:

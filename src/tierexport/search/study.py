@@ -60,7 +60,7 @@ class Study:
             self.tensors = self.format.tensors(self.source)
         self.groups = groups_of(self.tensors)
         self.parameters = sum(tensor.parameters for tensor in self.tensors)
-        self.texts = calibration_texts("builtin", TEXTS, Path())
+        self.texts = calibration_texts("builtin", TEXTS)
 
     def best(self, budget: int, out: Path) -> Found:
         """The best recipe for a budget of bytes, written to `out`. Raises InputError when nothing fits."""

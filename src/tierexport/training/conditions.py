@@ -117,7 +117,7 @@ def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: 
     those sets. `widen`: the expansion factor of a head.
     """
     check_widening(what, widen)
-    material = read_material(VerifySettings(tuple(data)), Path())
+    material = read_material(VerifySettings(tuple(data)))
     encoder = open_encoder(model)
     work = _Evaluation(Training(encoder, pairs), [Texts.of(encoder, each) for each in material.sets], what, schedule, widen)
     rows = [work.row(condition) for condition in CONDITIONS]

@@ -22,7 +22,7 @@ def fit_codec(model: str, settings: VectorSettings, texts: str, count: int, out:
     Raises InputError, also where `out` is something else than a codec.
     """
     _check_free(out)
-    chosen = [text.text for text in calibration_texts(texts, count, Path())]
+    chosen = [text.text for text in calibration_texts(texts, count)]
     codec = open_encoder(model).fit(settings, chosen)
     write_codec(out, codec)
     return codec

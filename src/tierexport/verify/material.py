@@ -4,7 +4,6 @@ import functools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from tierexport.base.errors import DataError
 from tierexport.base.paths import expanded
@@ -96,11 +95,11 @@ def pairs_of(pairs: SentencePairs) -> TextGroup:
     return TextGroup("sts", "passage", pairs.sentences)
 
 
-def read_material(settings: VerifySettings, folder: Path) -> Material:
+def read_material(settings: VerifySettings) -> Material:
     """Read what a recipe or a command names. Raises DataError, or MachineError for a hub out of reach."""
-    sets = tuple(read_retrieval_set(each, folder) for each in settings.data)
+    sets = tuple(read_retrieval_set(each) for each in settings.data)
     if twice := [name for name, count in Counter(each.name for each in sets).items() if count > 1]:
         raise DataError(f"two retrieval sets are named {twice[0]!r}: nobody could tell their figures apart")
     if settings.sts is None:
         return Material(sets)
-    return Material(sets, read_sts(folder / expanded(settings.sts)))
+    return Material(sets, read_sts(expanded(settings.sts)))

@@ -45,7 +45,7 @@ def anybodys(target: Path, model: str | None, settings: VerifySettings, codec: P
     if model is None:
         raise ArtifactError(f"{target} was not made by tierexport build: name its fp32 model with --model")
     source, stored = open_source(model), read_codec(codec)[0] if codec else None
-    return _checked(Subject(_artifacts(target), source, read_material(settings, Path()), (), stored))
+    return _checked(Subject(_artifacts(target), source, read_material(settings), (), stored))
 
 
 def of_build(target: Path, manifest: Manifest, model: str | None, settings: VerifySettings) -> Subject:
@@ -59,7 +59,7 @@ def of_build(target: Path, manifest: Manifest, model: str | None, settings: Veri
         raise ArtifactError(f"{target} was made from another model than {source.spec}: their digests differ")
     known = read_recipe(target / RECIPE).verify
     others = settings.data or settings.sts
-    material = read_material(settings, Path()) if others else _its_material(known, manifest.texts, target)
+    material = read_material(settings) if others else _its_material(known, manifest.texts, target)
     return _checked(Subject(_artifacts(target), source, material, known.gates, codec))
 
 
@@ -75,7 +75,7 @@ def _codec_of(target: Path, manifest: Manifest) -> Codec | None:
 def _its_material(settings: VerifySettings, texts: Sequence[TextsEntry], folder: Path) -> Material:
     """What the recipe in a folder verifies on."""
     try:
-        return read_material(relocated(settings, texts), folder)
+        return read_material(relocated(settings, texts))
     except DataError as error:
         raise DataError(f"{error}; the recipe in {folder} names it, and --data or --sts name others in its place") from error
 
