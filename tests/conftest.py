@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from filelock import FileLock
 
 from tierexport import cli
-from tierexport.base.archive import archive_file
+from tierexport.base.archive import archive_file, converter
 from tierexport.base.errors import MachineError
 from tierexport.base.records import Encoded, Source
 from tierexport.datasets.textfiles import BUILTIN
@@ -73,6 +73,15 @@ def _cache(shared: Path) -> Iterator[None]:
         patch.setenv("TIEREXPORT_CACHE", str(shared / "cache"))
         patch.setattr(speed, "SECONDS", 5.0)  # tests share the machine: most measurements would take a minute and give nothing
         yield
+
+
+def cache_of_its_own(folder: Path) -> Path:
+    """A cache with the unpacked converter alone: what is looked for in it, no other test has put there."""
+    unpacked = converter()
+    shutil.copytree(unpacked, folder / unpacked.name)
+    (folder / ".stages").mkdir()
+    shutil.copy(unpacked.parent / ".stages" / f"{unpacked.name}.json", folder / ".stages")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from conftest import RECIPES, ROOT, Built, build, encoded, run
+from conftest import RECIPES, ROOT, Built, build, cache_of_its_own, encoded, run
 from tierexport.artifact.folder import ENTRANCE
 from tierexport.base.digests import folder_digests
 from tierexport.base.outputs import building
@@ -79,9 +79,10 @@ def test_three_tier_keeps_what_it_should(three_tier: Built) -> None:
     assert torchao["top10_retention"] > 0.93
 
 
-def test_the_recipe_inside_builds_the_same_bytes(three_tier: Built, tmp_path: Path) -> None:
-    again = build(three_tier.folder / "recipe.toml", tmp_path / "again")
-    assert lasting(again.folder) == lasting(three_tier.folder)
+def test_the_recipe_inside_builds_the_same_bytes(tiny_recipe: Path, tmp_path: Path) -> None:
+    once = build(tiny_recipe, tmp_path / "once")
+    again = build(once.folder / "recipe.toml", tmp_path / "again")
+    assert lasting(again.folder) == lasting(once.folder)
 
 
 def lasting(folder: Path) -> dict[str, str]:
@@ -140,9 +141,7 @@ def test_killed_at_any_moment_the_next_run_completes_with_the_same_bytes(
 ) -> None:
     """SIGKILL to the whole process group, converter and worker included, at random moments."""
     undisturbed = tmp_path_factory.mktemp("undisturbed")
-    cache = str(undisturbed / "cache")
-    shutil.copytree(os.environ["TIEREXPORT_CACHE"], cache)
-    shutil.rmtree(Path(cache) / "models", ignore_errors=True)
+    cache = str(cache_of_its_own(undisturbed / "cache"))
     started = time.monotonic()
     process = tierexport("build", tiny_recipe, "--out", undisturbed / "out", TIEREXPORT_CACHE=cache)
     assert process.wait(timeout=300) == 0, process.stderr
@@ -199,9 +198,11 @@ def test_empty_calibration_texts_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("fails", "megabytes"), [("conversion", 1), ("gguf", 4), ("torchao", 4)])
 def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(
-    tiny_recipe: Path, tmp_path: Path, fails: str, megabytes: int
+    tiny_recipe: Path, tmp_path: Path, fails: str, megabytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit on the size of a file stands for the disk."""
+    cache = cache_of_its_own(tmp_path / "cache")
+    monkeypatch.setenv("TIEREXPORT_CACHE", str(cache))
     limit = megabytes << 20
     command = [sys.executable, "-m", "tierexport", "build", str(tiny_recipe), "--out", str(tmp_path / "full" / "out")]
     if fails == "conversion":  # a model that nobody has converted yet
@@ -217,7 +218,7 @@ def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(
     assert re.search("no space left|can't be written", done.stderr)
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "full").glob("*"))
-    assert not list(Path(os.environ["TIEREXPORT_CACHE"]).rglob("*.partial"))
+    assert not list(cache.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "x" * 101, "a b"])

@@ -231,7 +231,10 @@ def test_the_head_in_the_model_is_the_head_that_was_trained(tiny_model: Path, so
     assert np.allclose(applied(trained.weights["head"], plain), ours, atol=1e-5)
 
 
-def test_runs_on_other_pairs_keep_out_of_each_other_s_way(tiny_model: Path, some_pairs: Path, tmp_path: Path) -> None:
+def test_runs_on_other_pairs_keep_out_of_each_other_s_way(
+    tiny_model: Path, some_pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIEREXPORT_CACHE", str(tmp_path / "cache"))
     other = tmp_path / "other.jsonl"
     other.write_text(some_pairs.read_text("utf-8").replace("a", "e"), "utf-8")
     states = {}
