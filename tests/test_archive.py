@@ -179,7 +179,7 @@ def test_pip_has_the_last_word(index: Index, tmp_path: Path, monkeypatch: pytest
 def test_the_index_is_the_installers_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The environment before pip's files, pip's files before uv's settings, these before pip's default, which needs pip."""
     file = tmp_path / "pip.conf"
-    file.write_text("[global]\nindex-url = http://a.test/simple/\nextra-index-url =\n  http://b.test\n  http://c.test\n")
+    file.write_text("[global]\nindex_url = http://a.test/simple/\nextra_index_url =\n  http://b.test\n  http://c.test\n")
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://uv.test/simple")

@@ -39,10 +39,10 @@ def download(package: str, sha256: str, target: Path) -> bool:
     What arrives is for the caller to check.
     """
     options = pip_options()
-    for index in () if "no-index" in options else indexes(options):
+    for index in () if "NO_INDEX" in options else indexes(options):
         try:
-            if link := link_of(index, package, sha256, options.get("cert")):
-                with _opened(link, "*/*", options.get("cert")) as answer, target.open("wb") as file:
+            if link := link_of(index, package, sha256, options.get("CERT")):
+                with _opened(link, "*/*", options.get("CERT")) as answer, target.open("wb") as file:
                     shutil.copyfileobj(answer, file)
                 return True
         except FAILURES:
@@ -58,18 +58,16 @@ def without_pip() -> str:
 
 
 def pip_options() -> dict[str, str]:
-    """Options of pip by name ("index-url"): of its files, then of the environment, which goes first where both name one."""
-    said = {
-        name.removeprefix("PIP_").replace("_", "-").lower(): value for name, value in os.environ.items() if name[:4] == "PIP_"
-    }
+    """Options of pip as its environment variables spell them ("CERT"): of its files, and of the environment, which wins."""
+    said = {name.removeprefix("PIP_"): value for name, value in os.environ.items() if name.startswith("PIP_")}
     return {**_pip_files(), **{name: value for name, value in said.items() if value}}
 
 
 def indexes(options: dict[str, str]) -> tuple[str, ...]:
     """Addresses of the simple indexes to ask, in order: pip's or uv's own choice or pip's default, then further ones."""
-    named = (options.get("index-url"), os.environ.get("UV_DEFAULT_INDEX"), os.environ.get("UV_INDEX_URL"))
+    named = (options.get("INDEX_URL"), os.environ.get("UV_DEFAULT_INDEX"), os.environ.get("UV_INDEX_URL"))
     main = next(filter(None, named), None) or _default_of_pip()
-    further = options.get("extra-index-url", "").split()
+    further = options.get("EXTRA_INDEX_URL", "").split()
     return tuple(each.rstrip("/") for each in (main, *further) if each)
 
 
@@ -123,7 +121,7 @@ def _pip_files() -> dict[str, str]:
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     said = re.findall(r"^(global|install|download)\.([\w-]+)=(['\"].*)$", listed, re.MULTILINE)
     ordered = sorted(said, key=lambda each: ("global", "install", "download").index(each[0]))
-    return {name: str(ast.literal_eval(value)) for _, name, value in ordered}
+    return {name.replace("-", "_").upper(): str(ast.literal_eval(value)) for _, name, value in ordered}
 
 
 def _default_of_pip() -> str | None:

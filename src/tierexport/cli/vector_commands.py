@@ -1,5 +1,6 @@
 """The commands that quantize vectors."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ every_option = click.option("--every", default=500, show_default=True, type=clic
 seed_option = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Seed of the order of pairs."
 )
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What is trained, how wide and for how long: the same wherever something is."""
+    for option in (seed_option, every_option, steps_option, contrast_option, what_option, widen_option):
+        command = option(command)  # the last to be added stands first in the help
+    return command
 
 
 @vectors.command(
@@ -98,12 +106,7 @@ def encode_vectors(model: str, texts: str, codec: Path, queries: bool, out: Path
 @level_option
 @scaling_option
 @asymmetric_option
-@widen_option
-@what_option
-@contrast_option
-@steps_option
-@every_option
-@seed_option
+@training_options
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Model folder to make.")
 @json_option
 def train_vectors(
@@ -138,12 +141,7 @@ def train_vectors(
 @model_argument
 @pairs_option
 @click.option("--data", multiple=True, required=True, metavar="SET", help="A BEIR folder or a hub's ORG/NAME; several times.")
-@widen_option
-@what_option
-@contrast_option
-@steps_option
-@every_option
-@seed_option
+@training_options
 @json_option
 def evaluate_vectors(
     model: str, pairs: Path, data: tuple[str, ...], widen: int, what: str, as_json: bool, **schedule: Any

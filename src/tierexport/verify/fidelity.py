@@ -15,9 +15,6 @@ from tierexport.verify.intervals import mean_interval
 
 EXAMPLES = 3
 
-ROWS = 8192
-"""Vectors that are checked together."""
-
 
 def check_shape(name: str, reference: Encoded, found: Encoded) -> None:
     """Refuse vectors that can't be this model's. Raises ArtifactError."""

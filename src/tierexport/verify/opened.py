@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tierexport.base.digests import file_digest, folder_digests, value_digest
-from tierexport.base.errors import ArtifactError, MachineError
+from tierexport.base.errors import ArtifactError
 from tierexport.base.records import Encoded
 from tierexport.formats import format_named
 from tierexport.formats.protocol import Format
@@ -79,7 +79,3 @@ class OpenArtifact:
     def close(self) -> None:
         """Let go of the artifact."""
         self._reader.close()
-
-
-FAILURES = (ArtifactError, MachineError)
-"""What ends the judging of one artifact, and not of the others."""
