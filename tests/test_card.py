@@ -169,13 +169,17 @@ def test_llama_embedding(card: str, fetched: Path, three_tier: Built, tool: Call
     (gguf,) = (three_tier.folder / "gguf").iterdir()
     path = tool("llama-embedding").parent
     command = snippet(card, "llama.cpp", "sh").strip() + " --embd-output-format array"
+    # On exit the tool drops what its log queue of 512 entries still holds (llama.cpp issue 22142). Each number and each
+    # comma is an entry, so by the time the second vector is queued whole the first has been written.
+    assert command.count(QUESTION) == 1
+    command = command.replace(QUESTION, f"{QUESTION}\n{QUESTION}")
     environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"}
     done = subprocess.run(command, shell=True, cwd=fetched, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     numbers = [float(each) for each in re.findall(r"-?\d+\.\d+", done.stdout)]
     expected = load(str(gguf)).encode(QUESTION)
-    assert len(numbers) == len(expected), done.stdout
-    assert cosine(np.array(numbers), expected) > 0.9999
+    assert len(numbers) >= len(expected), done.stdout
+    assert cosine(np.array(numbers[: len(expected)]), expected) > 0.9999
 
 
 def test_a_modelfile_names_a_file_that_is_there(card: str, fetched: Path) -> None:
