@@ -71,6 +71,7 @@ def _cache(shared: Path) -> Iterator[None]:
         with contextlib.suppress(MachineError):  # the tests that take it say what is missing
             patch.setenv("TIEREXPORT_ARCHIVE", str(archive_file()))
         patch.setenv("TIEREXPORT_CACHE", str(shared / "cache"))
+        patch.setenv("NUMBA_CACHE_DIR", str(shared / "compiled"))  # subprocesses with caches of their own need not compile
         patch.setattr(speed, "SECONDS", 5.0)  # tests share the machine: most measurements would take a minute and give nothing
         yield
 

@@ -3,16 +3,20 @@
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tierexport.base.archive import tools
 from tierexport.base.progress import stage
 from tierexport.base.stages import Stages, stage_key
 from tierexport.formats.job import Job
 from tierexport.formats.protocol import Format
+from tierexport.model.batches import within
 from tierexport.model.encoder import open_model
-from tierexport.quantize.targets import NOTHING_ROUNDED, TOKENS, TOKENS_TO_TUNE, TUNING_STEPS, Rounded
+from tierexport.quantize.targets import NOTHING_ROUNDED, TUNING_STEPS, Rounded
 from tierexport.recipe.planned import Artifact, FormatPlan
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 ROUNDERS = ("tierexport.quantize.layerwise", "tierexport.quantize.distill")
 """Modules whose code decides what error feedback makes of a matrix."""
@@ -31,7 +35,7 @@ def export(fmt: Format, job: Job, folder: Path) -> Artifact:
         with stage(f"Writing {fmt.title}") as running:
             running.total(job.plan.parameters)
             fmt.write(job, rounded, fmt.place(job, made), running.step)
-        return {"nearest": _left_to_nearest(job.plan, rounded.codes), "tuned": bool(rounded.tuned)}
+        return {"nearest": _left_to_nearest(job.plan, rounded.codes), "tuned": rounded.tuned}
 
     path = fmt.place(job, stages.run(fmt.name, key, write))
     layers_done(folder, fmt.name).clear()
@@ -48,7 +52,7 @@ def key_of(fmt: Format, job: Job) -> str:
     """The key of the artifact's stage: all that decides its bytes."""
     rows = [[row.tensor.name, row.type, row.rounding] for row in job.plan.rows]
     source, feeds_back = asdict(job.source) | {"path": ""}, job.plan.feeds_back
-    read = job.made.texts.digest if feeds_back else ""
+    read = [job.made.texts.digest, job.recipe.calibration.tokens] if feeds_back else []
     code = (*fmt.writer, *(ROUNDERS if feeds_back else ()))
     return stage_key(code, source, job.recipe.name, job.recipe.rounding, rows, read, fmt.settings(job), tools())
 
@@ -58,22 +62,32 @@ def _left_to_nearest(plan: FormatPlan, codes: Collection[str]) -> list[str]:
     return [row.tensor.name for row in plan.rows if row.rounding != "nearest" and row.tensor.name not in codes]
 
 
+def round_by_layers(fmt: Format, job: Job, model: "SentenceTransformer", done: Stages, key: str) -> Rounded:
+    """What error feedback makes of a job's matrices; `model`, in fp32, has the result's weights in the end."""
+    from tierexport.quantize.layerwise import round_layers
+
+    settings, targets = job.recipe.calibration, fmt.targets(job)
+    texts = within(model, job.made.texts.texts, settings.tokens)
+    with stage("Rounding layer by layer") as running:
+        running.total(sum(each.tensor.parameters for each in targets if each.tensor.layer is not None))
+        return round_layers(model, texts, targets, _tunable(fmt, job, model), done, key, running.step)
+
+
+def _tunable(fmt: Format, job: Job, model: "SentenceTransformer") -> list[str]:
+    """The parameters that the format keeps in fp32 as they are."""
+    named = model.transformers_model.named_parameters()
+    return fmt.tunable(job, {name: each.detach().numpy() for name, each in named if each.dim() == 1})
+
+
 def _rounded(fmt: Format, job: Job, done: Stages, key: str) -> Rounded:
     """What error feedback makes of a plan's matrices, and tuning of that where the recipe asks for it."""
     from tierexport.quantize.distill import distill
-    from tierexport.quantize.layerwise import round_layers
 
-    texts, tuned = job.made.texts.texts, job.recipe.rounding == "distill"
-    model, targets = open_model(job.source), fmt.targets(job)
-    named = model.transformers_model.named_parameters()
-    parameters = {name: each.detach().numpy().copy() for name, each in named if each.dim() == 1}
-    with stage("Rounding layer by layer") as running:
-        running.total(sum(each.tensor.parameters for each in targets if each.tensor.layer is not None))
-        tokens = TOKENS_TO_TUNE if tuned else TOKENS
-        rounded = round_layers(model, texts, targets, done, key, tokens, running.step)
-    if not tuned:
+    model = open_model(job.source)
+    tunable = _tunable(fmt, job, model)
+    rounded = round_by_layers(fmt, job, model, done, key)
+    if job.recipe.rounding != "distill":
         return rounded
     with stage("Tuning") as running:
         running.total(TUNING_STEPS)
-        tunable = fmt.tunable(job, parameters)
-        return distill(model, open_model(job.source), texts, rounded, tunable, done, key, running.step)
+        return distill(model, open_model(job.source), job.made.texts.texts, rounded, tunable, done, key, running.step)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierexport.base.records import Text
+from tierexport.datasets.calibration import spread
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,12 @@ def tokenized(model: "SentenceTransformer", texts: Sequence[str], offsets: bool 
 def token_ids(model: "SentenceTransformer", texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """The token ids of each text, special tokens included, cut as the model cuts them."""
     return tuple(tuple(ids) for ids in tokenized(model, texts)["input_ids"]) if texts else ()
+
+
+def within(model: "SentenceTransformer", texts: Sequence[Text], tokens: int) -> list[Text]:
+    """Texts at even distances that have about so many tokens, prompts included; all of them where they have no more."""
+    total = sum(len(ids) for ids in token_ids(model, prompted(model.prompts, texts)))
+    return spread(list(texts), max(len(texts) * tokens // max(total, 1), 1))
 
 
 def length_sorted(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[list[int]]:

@@ -44,9 +44,19 @@ def objective(weight: torch.Tensor, rounded: torch.Tensor, hessian: torch.Tensor
     return float(((change @ hessian) * change).sum(dtype=change.double().dtype))
 
 
-def gptq(weight: torch.Tensor, curvature: Curvature, grid: Grid) -> Codes:
-    """Round a float32 (rows, columns) matrix onto a grid, whose blocks divide the columns."""
-    return descended(weight, curvature.hessian, _fed_back(weight, curvature.feedback, grid))
+@dataclass(frozen=True)
+class Request:
+    """A matrix to round, float32 (rows, columns), what its inputs are like, and the grid, whose blocks divide the columns."""
+
+    weight: torch.Tensor
+    curvature: Curvature
+    grid: Grid
+
+
+def gptq(request: Request) -> Codes:
+    """The codes of a matrix by error feedback, then coordinate descent, on any device; on a CPU compiled code is faster."""
+    codes = _fed_back(request.weight, request.curvature.feedback, request.grid)
+    return descended(request.weight, request.curvature.hessian, codes)
 
 
 def curvature_of(hessian: torch.Tensor) -> Curvature | None:
@@ -54,25 +64,28 @@ def curvature_of(hessian: torch.Tensor) -> Curvature | None:
 
     None when no damping makes it positive definite, or it holds values that are not finite.
     """
-    exact = hessian.double()
-    mean = exact.diagonal().mean()
-    if not torch.isfinite(exact).all():
+    mean = float(hessian.diagonal().double().mean())
+    if not torch.isfinite(hessian).all():
         return None
     for tried in range(TRIES):
-        added = DAMPING * MORE_DAMPING**tried * mean if mean > 0 else 1.0
-        whole = exact + torch.eye(len(exact), dtype=torch.float64) * added
-        if (feedback := _inverse_factor(whole)) is not None:
-            return Curvature(whole.float(), feedback.float())
+        damped = hessian.double()
+        damped.diagonal().add_(DAMPING * MORE_DAMPING**tried * mean if mean > 0 else 1.0)
+        if (feedback := _inverse_factor(damped)) is not None:
+            return Curvature(damped.float(), feedback.float())
     return None
 
 
-def _inverse_factor(whole: torch.Tensor) -> torch.Tensor | None:
-    """U of H⁻¹ = UᵀU, float64 (columns, columns); None where H or its inverse is not positive definite."""
-    lower, failed = torch.linalg.cholesky_ex(whole)
+def _inverse_factor(damped: torch.Tensor) -> torch.Tensor | None:
+    """U of H⁻¹ = UᵀU, float64 (columns, columns), None where H is not positive definite.
+
+    With rows and columns in reverse order, H is L Lᵀ; reversed again, L is R with H = R Rᵀ, and U is its inverse.
+    """
+    lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
     if failed:
         return None
-    feedback, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if failed else feedback
+    unit = torch.eye(len(damped), dtype=damped.dtype, device=damped.device)
+    feedback = torch.linalg.solve_triangular(lower, unit, upper=False, out=unit).flip(0, 1)
+    return feedback if torch.isfinite(feedback).all() else None
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ def _rounded(block: torch.Tensor, feedback: torch.Tensor, grid: Grid, shared: to
     """A block rounded by the candidate of least Σ e² in each row; `feedback`: U's own (columns, columns) of the block."""
     tried = candidates(block, 1 / feedback.diagonal().square(), grid, shared)
     levels, errors = _trial(block, tried, grid, feedback)
-    best, every = errors.square().sum(0).argmin(0), torch.arange(len(block))
+    best, every = errors.square().sum(0).argmin(0), torch.arange(len(block), device=block.device)
     scale, offset = tried.scale[best, every, 0], tried.offset[best, every, 0]
     return _Block(levels[:, best, every].T, scale, offset, errors[:, best, every].T)
 
@@ -121,7 +134,7 @@ def _trial(block: torch.Tensor, tried: Affine, grid: Grid, feedback: torch.Tenso
     """Levels and errors e, float32 (columns, candidates, rows), of a block with error feedback inside it."""
     scale, offset = tried.scale[..., 0], tried.offset[..., 0]
     inverse = divided(torch.ones_like(scale), scale)
-    levels = torch.empty(block.shape[1], *scale.shape)
+    levels = block.new_empty(block.shape[1], *scale.shape)
     errors = torch.empty_like(levels)
     for column in range(block.shape[1]):
         value = block[:, column].expand_as(scale)

@@ -54,7 +54,7 @@ class Grid:
         if not self.table:
             return values.round().clamp_(self.low, self.high)
         halves = (2 * values).floor_().clamp_(2 * self.low, 2 * self.high)
-        return _nearest_of(self.table)[halves.long() - 2 * self.low]
+        return lookup_of(self.table).to(values.device)[halves.long() - 2 * self.low]
 
     def super_scales(self, blocks: Affine) -> "torch.Tensor | None":
         """The scales of a super-block, float32 (2, rows, 1), for the wished scales and offsets (rows, blocks) of its blocks:
@@ -83,7 +83,7 @@ class Grid:
 
 
 @functools.cache
-def _nearest_of(table: tuple[int, ...]) -> "torch.Tensor":
+def lookup_of(table: tuple[int, ...]) -> "torch.Tensor":
     """The level nearest to each half step from the lowest level to the highest, float32 (2 · (highest - lowest) + 1,).
 
     Levels are whole, so they meet at multiples of 1/2, and what lies between two of those has one nearest.

@@ -25,7 +25,7 @@ def candidates(block: torch.Tensor, weights: torch.Tensor, grid: Grid, super_sca
     """
     found = grid.storable(_fitted(block, weights, grid), super_scales)
     loss = _loss(block, found, weights, grid)
-    chosen = loss.topk(min(TRIED_SCALES, len(loss)), 0, largest=False).indices[..., None]
+    chosen = loss.argsort(dim=0, stable=True)[:TRIED_SCALES, :, None]
     return Affine(found.scale.gather(0, chosen), found.offset.gather(0, chosen))
 
 
@@ -45,7 +45,7 @@ def shared_scales(blocks: torch.Tensor, weights: torch.Tensor, grid: Grid) -> to
 def _best(block: torch.Tensor, weights: torch.Tensor, grid: Grid) -> Affine:
     """The candidate of least loss for each row, (rows, 1), whether it can be stored or not."""
     found = _fitted(block, weights, grid)
-    best, every = _loss(block, found, weights, grid).argmin(0), torch.arange(len(block))
+    best, every = _loss(block, found, weights, grid).argmin(0), torch.arange(len(block), device=block.device)
     return Affine(found.scale[best, every], found.offset[best, every])
 
 
@@ -88,19 +88,24 @@ def _line(block: torch.Tensor, weights: torch.Tensor, levels: torch.Tensor, star
 def _extremes(block: torch.Tensor, grid: Grid) -> Affine:
     """Scales that put the largest weight on the lowest level or on its mirror image, or beyond it; no offsets."""
     largest = block.gather(1, block.abs().argmax(1, keepdim=True)) / grid.low
-    if grid.high >= FEWEST_FINE_LEVELS and not grid.table:
-        factors = torch.linspace(0.98, 1.0, 3)
-    else:
-        factors = torch.linspace(0.7 if grid.high < 16 or grid.table else 0.85, 1.1, 9)
-    scales = torch.cat([factors, -factors])[:, None, None] * largest
+    scales = factors(grid).to(block.device)[:, None, None] * largest
     return Affine(scales, torch.zeros_like(scales))
+
+
+def factors(grid: Grid) -> torch.Tensor:
+    """The scales to start from, as shares of that which puts the largest weight on the lowest level: float32 (starts,)."""
+    if grid.high >= FEWEST_FINE_LEVELS and not grid.table:
+        shares = torch.linspace(0.98, 1.0, 3)
+    else:
+        shares = torch.linspace(0.7 if grid.high < 16 or grid.table else 0.85, 1.1, 9)
+    return torch.cat([shares, -shares])
 
 
 def _ranges(block: torch.Tensor, grid: Grid) -> Affine:
     """Scales and offsets that spread the levels over the block's range, or over less of it on either side."""
     low, high = block.amin(1, keepdim=True), block.amax(1, keepdim=True)
     middle = (low + high) / 2
-    shares = torch.tensor(SHARES)
+    shares = torch.tensor(SHARES, device=block.device)
     below, above = (each.reshape(-1, 1, 1) for each in torch.meshgrid(shares, shares, indexing="ij"))
     bottom, top = middle + (low - middle) * below, middle + (high - middle) * above
     if grid.super_block > 1 or grid.integer_offset:

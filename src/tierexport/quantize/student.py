@@ -63,7 +63,7 @@ class Student:
             for name, each in scaled.items()
         }
         tuned = {name: values.detach().cpu().numpy().copy() for name, values in self._unquantized.items()}
-        return Rounded({**self._rounded.codes, **codes}, self._rounded.places, tuned)
+        return Rounded({**self._rounded.codes, **codes}, self._rounded.places, tuned, tuned=True)
 
     def save(self, path: Path) -> None:
         """Everything that the next step depends on."""

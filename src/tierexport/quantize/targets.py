@@ -26,23 +26,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Rounded:
-    """What a model was rounded to: codes by tensor, and where their rows lie in the running model's parameters;
-    and new values of parameters that stay in fp32, by the parameter's name, where those were tuned.
+    """What a model was rounded to: codes by tensor, and where their rows lie in the running model's parameters; and new values
+    of parameters that stay in fp32, by the parameter's name. `tuned`: whether any of it comes from tuning.
     """
 
     codes: "Mapping[str, Codes]"
     places: Mapping[str, Sequence[RowPlacement]]
-    tuned: Mapping[str, Floats] = field(default_factory=dict)
+    fp32: Mapping[str, Floats] = field(default_factory=dict)
+    tuned: bool = False
 
 
 NOTHING_ROUNDED = Rounded({}, {})
-
-TOKENS = 8192
-"""Calibration tokens that rounding reads, about: of more, texts are taken at even distances. More gain, and take as much
-longer (docs/log.md)."""
-
-TOKENS_TO_TUNE = 24_576
-"""The same where tuning follows, which takes minutes anyway."""
 
 TUNING_STEPS = 100
 """Steps of tuning, at most."""

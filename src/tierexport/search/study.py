@@ -16,6 +16,7 @@ from tierexport.base.records import Imatrix, bits_per_parameter
 from tierexport.base.stages import Stages, stage_key
 from tierexport.datasets.calibration import calibration_texts, texts_digest
 from tierexport.formats import formats_of
+from tierexport.formats.export import round_by_layers
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.read import read_tensors
@@ -106,11 +107,9 @@ class Study:
 
     def as_built(self, made: Plan) -> "tuple[int, SentenceTransformer]":
         """The bytes of a plan's GGUF, and the model with the weights that a build would store in it."""
-        from tierexport.quantize.layerwise import round_layers
-
         job, model = Job(made.formats[0], made, self.imatrix), open_model(self.source)
         with tempfile.TemporaryDirectory() as scratch:
-            round_layers(model, made.texts.texts, self.format.targets(job), Stages(Path(scratch)), "")
+            round_by_layers(self.format, job, model, Stages(Path(scratch)), "")
         return file_bytes(job), model
 
     def stock(self, native: str) -> tuple[int, dict[str, str]]:

@@ -59,12 +59,12 @@ def tunable(job: Job, parameters: Mapping[str, Floats]) -> list[str]:
 def write_gguf(job: Job, rounded: Rounded, path: Path, progress: Progress) -> None:
     """Quantize the converted model as planned and write it. `progress`: called with the parameters done.
 
-    A tensor with codes is stored by them, a tuned one by its new values, the others are rounded by
+    A tensor with codes is stored by them, one with new values in fp32 by those, the others are rounded by
     ggml. Raises PlanError when a value does not fit its type.
     """
     data = _unquantized(job.source)
     writer = _begun(job, path)
-    data |= {str(gguf_name(name)): values for name, values in rounded.tuned.items()}
+    data |= {str(gguf_name(name)): values for name, values in rounded.fp32.items()}
     for row in job.plan.rows:
         writer.write_tensor_data(_quantized(row, data[row.tensor.name], job.imatrix, rounded.codes.get(row.tensor.name)))
         progress(row.tensor.parameters)

@@ -55,8 +55,8 @@ def targets(job: Job) -> list[Target]:
 def write_torchao(job: Job, rounded: Rounded, folder: Path, progress: Progress) -> None:
     """Quantize the source as planned and save it as a sentence-transformers folder.
 
-    A matrix with codes is stored by them, a tuned parameter by its new values, the others are rounded
-    by torchao. `progress`: called with the parameters done. Raises PlanError when a value does not fit its type,
+    A matrix with codes is stored by them, a parameter with new values in fp32 by those, the others are
+    rounded by torchao. `progress`: called with the parameters done. Raises PlanError when a value does not fit its type,
     MachineError when the disk is full.
     """
     settings = job.recipe.torchao
@@ -64,7 +64,7 @@ def write_torchao(job: Job, rounded: Rounded, folder: Path, progress: Progress) 
     transformer: Any = model.transformers_model
     configs = {native: config_of(native, settings) for native in ("int4", "int8")}
     parameters = dict(transformer.named_parameters())
-    for name, values in rounded.tuned.items():
+    for name, values in rounded.fp32.items():
         parameters[name].data = torch.from_numpy(values)
     quantized: dict[str, list[str]] = {}
     for row in job.plan.rows:

@@ -1,0 +1,137 @@
+"""What rounding needs of a Linear's inputs: their second moments, what they have lost against fp32's, and their means."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from tierexport.quantize.gptq import Curvature, curvature_of
+from tierexport.quantize.passes import Pass, Passes, Step
+
+CORRECTION = 0.5
+"""Share of the way from a matrix's own output to fp32's; all of it fits the calibration texts too well."""
+
+CORRECTION_DAMPING = 0.05
+"""λ, as a share of the mean diagonal of H."""
+
+TILE = 128
+"""Rows of a symmetric product that are computed at a time, each up to the diagonal."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What error feedback asks of a weight: H, float32 (columns, columns), what it needs of it (None where it is degenerate),
+    and CORRECTION · D (H + λI)⁻¹, float32 (columns, columns), which a weight is multiplied with.
+    """
+
+    hessian: torch.Tensor
+    curvature: Curvature | None
+    correction: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Means over tokens: of x xᵀ and of (e - x) xᵀ, float32 (columns, columns), empty where only the means of x and of e
+    were asked for, float32 (columns,).
+    """
+
+    second: torch.Tensor
+    lost: torch.Tensor
+    mean: torch.Tensor
+    fp32_mean: torch.Tensor
+
+    @cached_property
+    def plain(self) -> Problem:
+        """About zero: for a Linear whose bias can't change."""
+        return _problem(self.second, self.lost)
+
+    @cached_property
+    def centred(self) -> Problem:
+        """About the means: for a Linear whose bias makes up for what the means lose."""
+        return _problem(
+            self.second - torch.outer(self.mean, self.mean),
+            self.lost - torch.outer(self.fp32_mean - self.mean, self.mean),
+        )
+
+    def bias_change(self, weight: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+        """W · mean(e) - Ŵ · mean(x), (rows,), of fp32 and rounded weights, float32 (rows, columns)."""
+        return (weight - rounded) @ self.mean + weight @ (self.fp32_mean - self.mean)
+
+
+class _Sums:
+    """Sums over the tokens of one lane."""
+
+    def __init__(self, moments: bool) -> None:
+        self._moments = moments
+        self.tokens = 0
+        self.parts: list[torch.Tensor] = []
+
+    def add(self, inputs: torch.Tensor, exact: torch.Tensor) -> None:
+        """Take in a batch's x and e, float32 (tokens, columns) each."""
+        if not self.parts:
+            columns = inputs.shape[1]
+            shapes = [(columns,), (columns,), *([(columns, columns)] * 2 if self._moments else [])]
+            self.parts = [inputs.new_zeros(shape) for shape in shapes]
+        self.tokens += len(inputs)
+        self.parts[0] += inputs.sum(0)
+        self.parts[1] += exact.sum(0)
+        if self._moments:
+            lost = exact - inputs
+            for start in range(0, inputs.shape[1], TILE):
+                rows, before = slice(start, start + TILE), slice(0, start + TILE)
+                self.parts[2][rows, before].addmm_(inputs[:, rows].T, inputs[:, before])
+            self.parts[3].addmm_(lost.T, inputs)
+
+
+def gathered(passes: Passes, step: Step, moments: bool) -> Inputs | None:
+    """Take all passes to a step and sum up what its Linears get; None where they get nothing.
+
+    `moments`: whether the second moments are wanted, too.
+    """
+    after = passes.first_beyond(step)
+
+    def lane(pairs: Sequence[tuple[Pass, Pass]]) -> _Sums:
+        sums = _Sums(moments)
+        for exact, rounded in pairs:
+            expected, found = exact.advance(step), rounded.advance(step)
+            if expected is not None and found is not None and expected.shape == found.shape:
+                sums.add(found, expected)
+            del expected
+            if after:
+                exact.advance(after)  # its wide activations go; the rounded one has to wait
+        return sums
+
+    lanes = [sums for sums in passes.each_lane(lane) if sums.tokens]
+    if not lanes:
+        return None
+    tokens = sum(each.tokens for each in lanes)
+    mean, fp32_mean, *rest = [_total([each.parts.pop(0) for each in lanes]) / tokens for _ in range(4 if moments else 2)]
+    if not moments:
+        return Inputs(mean.new_empty(0, 0), mean.new_empty(0, 0), mean, fp32_mean)
+    second, lost = rest
+    return Inputs(torch.tril(second) + torch.tril(second, -1).T, lost, mean, fp32_mean)
+
+
+def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Their sum, in the first's place."""
+    for each in parts[1:]:
+        parts[0].add_(each)
+    return parts[0]
+
+
+def _problem(hessian: torch.Tensor, lost: torch.Tensor) -> Problem:
+    with ThreadPoolExecutor(1) as other:
+        curvature = other.submit(curvature_of, hessian)
+        return Problem(hessian, correction=correction(hessian, lost), curvature=curvature.result())
+
+
+def correction(hessian: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
+    """CORRECTION · D (H + λI)⁻¹, float32 (columns, columns); zeros where it can't be computed. `lost`: D."""
+    damped = hessian.clone()
+    damped.diagonal().add_(CORRECTION_DAMPING * hessian.diagonal().mean())
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    del damped
+    found = torch.cholesky_solve(lost.T, lower).T
+    return torch.zeros_like(lost) if failed or not torch.isfinite(found).all() else CORRECTION * found
