@@ -113,7 +113,7 @@ def test_a_rebuild_leaves_nothing_of_another_recipe_and_touches_no_old_file(tiny
     build(tiny_recipe, out)
     shutil.copytree(out, kept, copy_function=os.link)
     before = folder_digests(kept)
-    build(tiny_recipe, out, "--set", "calibration.count=7", "--set", "description=again")
+    build(tiny_recipe, out, "--set", "calibration.tokens=448", "--set", "description=again")
     assert (out / "imatrix.gguf").read_bytes() != (kept / "imatrix.gguf").read_bytes()
     assert folder_digests(kept) == before
     build(tiny_recipe, out, "--set", 'formats=["torchao"]')

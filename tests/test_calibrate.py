@@ -1,10 +1,15 @@
 """Importance agrees with an independent computation, and calibration input is checked."""
 
+import collections
 import gzip
+import itertools
 import json
 import lzma
+import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +21,15 @@ from conftest import RECIPES, Built, build, run
 from numpy_bert import NumpyBert
 from tierexport.base.errors import CalibrationError, DataError
 from tierexport.base.records import Source, Text
-from tierexport.datasets.calibration import calibration_texts, screen
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.calibration import builtin_languages, calibration_texts, every_text, screen
+from tierexport.datasets.textfiles import BUILTIN
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.imatrix import check_fits, read_imatrix
-from tierexport.model.batches import token_ids
+from tierexport.model.batches import token_ids, within
 from tierexport.model.encoder import open_model
+from tierexport.model.languages import languages_of
+from tierexport.model.source import open_source
 from tierexport.quantize.floor import floored
 from tierexport.quantize.importance import measure_importance
 
@@ -58,7 +67,7 @@ def test_prompts_are_put_before_texts(minilm: Source) -> None:
 def test_the_imatrix_is_in_llama_cpps_format(three_tier: Built) -> None:
     reader = gguf.GGUFReader(three_tier.folder / "imatrix.gguf")
     assert reader.fields["general.type"].contents() == "imatrix"
-    assert reader.fields["imatrix.chunk_count"].contents() == 400
+    assert reader.fields["imatrix.chunk_count"].contents() > 200
     assert {"imatrix.datasets", "imatrix.chunk_size"} <= set(reader.fields)
     named = {tensor.name: tensor for tensor in reader.tensors}
     assert len(named) == 2 * 36
@@ -76,12 +85,68 @@ def test_floor_lifts_zeros_and_nothing_else() -> None:
     assert floored(np.zeros(4, np.float32)).tolist() == [1, 1, 1, 1]
 
 
-def test_the_built_in_texts_are_varied_and_not_the_screen() -> None:
-    texts = calibration_texts("builtin", 10_000)
-    assert len(texts) == len({text.text for text in texts}) == 400
-    assert sum(text.kind == "query" for text in texts) == 140
+@pytest.fixture(scope="module")
+def builtin() -> list[dict[str, str]]:
+    """Every built-in text as its file has it."""
+    files = sorted((BUILTIN / "calibration").glob("*.jsonl"))
+    return [{**json.loads(line), "file": file.stem} for file in files for line in file.read_text("utf-8").splitlines()]
+
+
+def shingles(text: str) -> set[str]:
+    """The runs of twelve letters and digits of a text, or all of them where it is shorter."""
+    plain = re.sub(r"\W", "", text.casefold())
+    return {plain[start : start + 12] for start in range(max(len(plain) - 11, 1))}
+
+
+def test_the_built_in_texts_are_many_and_varied(builtin: list[dict[str, str]]) -> None:
+    assert len(builtin) >= 2000
+    assert len({text["genre"] for text in builtin}) >= 28
+    assert len({text["language"] for text in builtin} - {"en"}) >= 20
+    assert all(text["language"] == text["file"] and text["genre"] and text["text"].strip() for text in builtin)
+    assert 0.2 < sum(text["kind"] == "query" for text in builtin) / len(builtin) < 0.5
+    for language in builtin_languages():
+        assert len({text["genre"] for text in builtin if text["language"] == language}) >= 15, language
+
+
+def test_no_built_in_text_is_nearly_another(builtin: list[dict[str, str]]) -> None:
+    """No two share half of what the shorter one has, and none has much of the screen's or of the shipped retrieval set's."""
+    judged = [*screen(), *read_beir(BUILTIN / "retrieval").documents, *read_beir(BUILTIN / "retrieval").queries]
+    texts = [shingles(text["text"]) for text in builtin] + [shingles(text) for text in judged]
+    holders: dict[str, list[int]] = {}
+    for number, parts in enumerate(texts):
+        for part in parts:
+            holders.setdefault(part, []).append(number)
+    shared = collections.Counter(pair for each in holders.values() for pair in itertools.combinations(each, 2))
+    alike = [(one, other) for (one, other), count in shared.items() if count > 0.5 * min(len(texts[one]), len(texts[other]))]
+    assert [builtin[one]["text"][:80] for one, _ in alike if one < len(builtin)] == []
     assert len(screen()) == len(set(screen())) == 143
-    assert not set(screen()) & {text.text for text in texts}
+
+
+def test_english_alone_is_worth_a_hundred_thousand_tokens(minilm: Source) -> None:
+    model = open_model(minilm)
+    texts = every_text("builtin", languages_of(minilm))
+    assert {text.language for text in texts} == {"en"}
+    assert sum(map(len, token_ids(model, [text.text for text in texts]))) >= 98_304
+
+
+def test_a_model_gets_its_own_languages(tiny_model: Path, tmp_path: Path) -> None:
+    """Those its card names, all where it names none and has a vocabulary of many, and equal shares of them."""
+    source = open_source(str(tiny_model))
+    assert languages_of(replace(source, languages=("de", "fr-CA", "en"))) == ["de", "en", "fr"]
+    assert languages_of(replace(source, languages=("multilingual",))) == builtin_languages()
+    assert languages_of(replace(source, languages=())) == ["en"]
+    shutil.copytree(tiny_model, tmp_path / "many")
+    config = tmp_path / "many" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 250_002}))
+    assert languages_of(replace(source, path=tmp_path / "many", languages=())) == builtin_languages()
+    model, texts = open_model(source), every_text("builtin", builtin_languages())
+    chosen = within(model, texts, 60_000)
+    lengths = collections.Counter[str]()
+    for text, ids in zip(chosen, token_ids(model, [text.text for text in chosen]), strict=True):
+        lengths[text.language] += len(ids)
+    assert lengths.keys() == set(builtin_languages())
+    assert sum(lengths.values()) == pytest.approx(60_000, rel=0.1)
+    assert max(lengths.values()) < 3 * min(lengths.values())
 
 
 def _beir(folder: Path, write: Callable[[Path], Any], suffix: str) -> Path:
@@ -149,7 +214,7 @@ def test_an_imatrix_made_elsewhere_gives_the_same_file(tiny_recipe: Path, tmp_pa
     given = build(tiny_recipe, tmp_path / "given", *only, "--set", f"calibration.imatrix={measured.folder / 'imatrix.gguf'}")
     ours, again = ((each.folder / each.artifact("gguf")["path"]).read_bytes() for each in (measured, given))
     assert ours == again
-    plain = build(tiny_recipe, tmp_path / "plain", *only, "--set", "calibration.count=8")
+    plain = build(tiny_recipe, tmp_path / "plain", *only, "--set", "calibration.tokens=512")
     assert (plain.folder / plain.artifact("gguf")["path"]).read_bytes() != ours  # importance is in the bytes
 
 

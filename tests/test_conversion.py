@@ -154,7 +154,7 @@ def without_blanks(tmp_path: Path) -> Path:
 
 
 def test_a_conversion_that_is_wrong_stops_the_build(without_blanks: Path, tmp_path: Path) -> None:
-    sets = (f"model={without_blanks}", "rounding=nearest", 'formats=["gguf"]', "calibration.count=8")
+    sets = (f"model={without_blanks}", "rounding=nearest", 'formats=["gguf"]', "calibration.tokens=512")
     settings = [part for each in sets for part in ("--set", each)]
     arguments: list[str | Path] = ["build", "int8", "--out", tmp_path / "out", *settings]
     done = run(*arguments)

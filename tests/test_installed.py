@@ -120,7 +120,7 @@ def test_a_venv_without_pip_builds_from_anywhere(wheel: Path, tiny_model: Path, 
     (packages / "others.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
     out = tmp_path / "elsewhere" / "out"
     out.parent.mkdir()
-    options = ("--set", f"model={tiny_model}", "--set", "calibration.count=8", "--set", "rounding=nearest")
+    options = ("--set", f"model={tiny_model}", "--set", "calibration.tokens=512", "--set", "rounding=nearest")
     program = place / "bin" / "tierexport"
     built = json.loads(command(program, "build", "int8", *options, "--out", out, "--json", cwd=out.parent))
     assert {each["status"] for each in built["results"] if each["device"] == "cpu"} == {"ok"}

@@ -34,7 +34,7 @@ TEXTS = ["a sentence", "another one"]
 def built(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Built:
     """The tiny model at 8 bits, as a GGUF and for torchao."""
     place = tmp_path_factory.mktemp("kept")
-    options = ("--set", f"model={tiny_model}", "--set", "calibration.count=8")
+    options = ("--set", f"model={tiny_model}", "--set", "calibration.tokens=512")
     return build("int8", place / "out", *options, "--set", "rounding=nearest")
 
 

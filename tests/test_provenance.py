@@ -271,7 +271,7 @@ def test_others_are_told_to_name_the_folder(named: Built, tmp_path: Path, monkey
 
 def test_texts_that_have_changed_are_said(tiny_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.tsv").write_text("".join(f"{n}\tone {n}\ttwo {n % 3}\n" for n in range(9)))
-    options = ("--set", 'formats=["gguf"]', "--set", f"verify.sts={tmp_path / 'pairs.tsv'}", "--set", "calibration.count=8")
+    options = ("--set", 'formats=["gguf"]', "--set", f"verify.sts={tmp_path / 'pairs.tsv'}", "--set", "calibration.tokens=512")
     made = build(tiny_recipe, tmp_path / "out", *options)
     (tmp_path / "pairs.tsv").write_text("".join(f"{n}\tone {n}\tthree {n % 3}\n" for n in range(9)))
     done = run("verify", made.folder)
@@ -281,7 +281,7 @@ def test_texts_that_have_changed_are_said(tiny_recipe: Path, tmp_path: Path) -> 
 
 def test_a_local_model_without_a_place_on_a_hub_is_not_published(tiny_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "model/README.md").write_text("---\nlicense: mit\ntags: [a, b\n---\n")
-    built = run("build", tiny_recipe, "--out", tmp_path / "out", "--set", "calibration.count=8", "--set", 'formats=["gguf"]')
+    built = run("build", tiny_recipe, "--out", tmp_path / "out", "--set", "calibration.tokens=512", "--set", 'formats=["gguf"]')
     assert built.exit_code == 0, built.stderr
     told = (
         "the head of the source's README.md can't be read (it is not YAML in line 3), so licence and languages are not stated"

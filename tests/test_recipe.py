@@ -51,7 +51,7 @@ def test_a_shipped_recipe_is_found_by_name() -> None:
         ("rules.1.layers=[]", "rules.1.layers = [] has to be ranges"),
         ("formats=onnx", "formats = 'onnx' has to be a list of gguf and torchao"),
         ("rounding=best", "rounding = 'best' has to be gptq, distill, nearest"),
-        ("calibration.count=0", "calibration.count = 0 has to be a number of texts"),
+        ("calibration.tokens=0", "calibration.tokens = 0 has to be a number of tokens"),
         ("torchao.layout=tight", "torchao.layout = 'tight' has to be portable or packed"),
         ("torchao.group_size=48", "torchao.group_size = 48 has to be one of 32"),
         ("name", "--set 'name' is not KEY=VALUE"),

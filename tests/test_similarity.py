@@ -34,7 +34,7 @@ from tierexport.vectors.index import Index
 from tierexport.vectors.scaling import fit
 from tierexport.vectors.storage import read_codec, write_codec
 
-SETTINGS = ("--set", "calibration.count=8", "--set", 'verify.data=["builtin"]', "--set", 'vectors.level="int8"')
+SETTINGS = ("--set", "calibration.tokens=512", "--set", 'verify.data=["builtin"]', "--set", 'vectors.level="int8"')
 
 
 def vectors(count: int, seed: int) -> Floats:

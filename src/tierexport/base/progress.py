@@ -1,13 +1,21 @@
-"""Progress of long work: on stderr, and only where somebody watches it."""
+"""Progress of long work, on stderr: a bar with the time left where somebody watches it, a few plain lines elsewhere."""
 
+import gc
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True)
+
+LONG = 30.0
+"""Seconds from which on a stage says, where no bar is shown, how long it will take, and how long it took."""
+
+ENOUGH = 0.03
+"""The share of a stage that has to be done before the rest is estimated: a layer of a deep model."""
 
 
 def note(what: str) -> None:
@@ -20,6 +28,9 @@ class Stage:
 
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress = progress
+        self._title = title
+        self._started = time.monotonic()
+        self._estimated = False
         self._task = progress.add_task(title, total=None)
 
     def total(self, steps: int) -> None:
@@ -33,19 +44,44 @@ class Stage:
     def step(self, steps: int = 1) -> None:
         """Say that some are done."""
         self._progress.advance(self._task, steps)
+        task = self._progress.tasks[0]
+        if not self._estimated and task.total and task.completed >= ENOUGH * task.total:
+            self._estimated = True
+            self._tell("about {} more", self._elapsed() * (task.total / task.completed - 1))
+
+    def end(self) -> None:
+        """Say that all is done."""
+        task = self._progress.tasks[0]
+        self._progress.update(task.id, total=task.total or 1, completed=task.total or 1)
+        self._tell("done in {}", self._elapsed())
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _tell(self, what: str, seconds: float) -> None:
+        """A line on a long stage, where no bar is shown."""
+        if self._progress.disable and seconds >= LONG:
+            sys.stderr.write(f"tierexport: {self._title}: {what.format(duration(seconds))}\n")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 @contextmanager
 def stage(title: str) -> Iterator[Stage]:
-    """Show a line with a bar while the stage runs, and how long it took when it ends."""
+    """Show a line with a bar while the stage runs, the time that is left, and how long it took when it ends."""
     columns = (
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
         running = Stage(progress, title)
         yield running
-        task = progress.tasks[0]
-        progress.update(task.id, total=task.total or 1, completed=task.total or 1)
+        running.end()
+    gc.collect()  # a model's modules refer to each other, and its memory would wait for the collector

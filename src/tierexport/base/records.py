@@ -110,10 +110,11 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Text:
-    """A calibration text: `kind` is "query" or "passage" and selects the model's prompt."""
+    """A calibration text: `kind` is "query" or "passage" and selects the prompt; `language`: its code, if it is known."""
 
     text: str
     kind: str
+    language: str = ""
 
 
 @dataclass(frozen=True)

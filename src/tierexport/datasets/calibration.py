@@ -17,17 +17,26 @@ def screen() -> list[str]:
     return (BUILTIN / "screen.txt").read_text("utf-8").splitlines()
 
 
-def calibration_texts(name: str, count: int) -> list[Text]:
-    """At most `count` texts: "builtin", a .txt file (a line each), a .jsonl file or a BEIR folder.
+def calibration_texts(name: str, count: int, languages: Sequence[str] = ("en",)) -> list[Text]:
+    """At most `count` of the texts of `every_text`, at even distances, so that the choice is the same every time."""
+    return spread(every_text(name, languages), count)
 
-    A .jsonl line has "text" and may have "kind" ("query" or "passage") and "title". From a BEIR
-    folder come passages, every fourth text being a query. Texts are taken at even distances, so
-    the choice is the same every time. Raises DataError when there are none.
+
+def every_text(name: str, languages: Sequence[str] = ("en",)) -> list[Text]:
+    """The texts of "builtin" in these languages, of a .txt file (a line each), a .jsonl file or a BEIR folder.
+
+    A .jsonl line has "text" and may have "kind" ("query" or "passage"), "title" and "language". From a BEIR folder come
+    passages, every fourth text being a query. Raises DataError when there are none.
     """
-    texts = [text for text in _texts(name) if text.text]
+    texts = [text for text in _texts(name, languages) if text.text]
     if not texts:
         raise DataError(f"{name} holds no text: calibration needs some")
-    return spread(texts, count)
+    return texts
+
+
+def builtin_languages() -> list[str]:
+    """The codes of the languages that there are built-in texts in."""
+    return sorted(path.stem for path in (BUILTIN / "calibration").glob("*.jsonl"))
 
 
 def texts_in(name: str, kind: str) -> list[str]:
@@ -74,9 +83,12 @@ def spread(items: list[Any], count: int) -> list[Any]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _texts(name: str) -> Iterator[Text]:
-    path = BUILTIN / "calibration.jsonl" if name == "builtin" else expanded(name)
-    if path.is_dir():
+def _texts(name: str, languages: Sequence[str]) -> Iterator[Text]:
+    path = expanded(name)
+    if name == "builtin":
+        for file in (BUILTIN / "calibration" / f"{language}.jsonl" for language in languages):
+            yield from (as_text(record, file) for record in read_records(file, TEXT_COLUMNS))
+    elif path.is_dir():
         yield from _beir_texts(path)
     elif not path.is_file():
         raise DataError(f"there is no file or folder {path} to take texts from")
@@ -116,9 +128,9 @@ def read_pairs(path: Path) -> tuple[list[str], list[str]]:
     return queries, passages
 
 
-def text_set(name: str, count: int) -> TextSet:
-    """The texts of `calibration_texts` with their digest. Raises DataError."""
-    texts = tuple(calibration_texts(name, count))
+def text_set(name: str, languages: Sequence[str]) -> TextSet:
+    """The texts of `every_text` with their digest. Raises DataError."""
+    texts = tuple(every_text(name, languages))
     return TextSet(texts, texts_digest(texts, name))
 
 

@@ -78,7 +78,8 @@ def as_text(record: dict[str, Any], path: Path) -> Text:
         raise DataError(f'{path}: kind has to be "query" or "passage", not {kind!r}')
     if not isinstance(record.get("text"), str):
         raise DataError(f'{path}: every line needs a "text", and one has {record.get("text")!r}')
-    return Text(checked_text(f"{record.get('title') or ''} {record['text']}".strip(), path), kind)
+    whole = checked_text(f"{record.get('title') or ''} {record['text']}".strip(), path)
+    return Text(whole, kind, str(record.get("language") or ""))
 
 
 def checked_text(text: str, path: Path) -> str:

@@ -84,10 +84,10 @@ def _rounded(fmt: Format, job: Job, done: Stages, key: str) -> Rounded:
     from tierexport.quantize.distill import distill
 
     model = open_model(job.source)
-    tunable = _tunable(fmt, job, model)
+    tunable, texts = _tunable(fmt, job, model), within(model, job.made.texts.texts, job.recipe.calibration.tokens)
     rounded = round_by_layers(fmt, job, model, done, key)
     if job.recipe.rounding != "distill":
         return rounded
     with stage("Tuning") as running:
         running.total(TUNING_STEPS)
-        return distill(model, open_model(job.source), job.made.texts.texts, rounded, tunable, done, key, running.step)
+        return distill(model, open_model(job.source), texts, rounded, tunable, done, key, running.step)

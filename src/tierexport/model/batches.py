@@ -62,9 +62,19 @@ def token_ids(model: "SentenceTransformer", texts: Sequence[str]) -> tuple[tuple
 
 
 def within(model: "SentenceTransformer", texts: Sequence[Text], tokens: int) -> list[Text]:
-    """Texts at even distances that have about so many tokens, prompts included; all of them where they have no more."""
-    total = sum(len(ids) for ids in token_ids(model, prompted(model.prompts, texts)))
-    return spread(list(texts), max(len(texts) * tokens // max(total, 1), 1))
+    """Texts that have about so many tokens, prompts included; all of them where they have no more.
+
+    Languages get equal shares as far as they have as much; of each, texts are taken at even distances.
+    """
+    lengths = np.array([len(ids) for ids in token_ids(model, prompted(model.prompts, texts))])
+    languages = np.array([text.language for text in texts])
+    chosen: list[int] = []
+    by_size = sorted({text.language for text in texts}, key=lambda each: (int(lengths[languages == each].sum()), each))
+    for left, language in zip(range(len(by_size), 0, -1), by_size, strict=True):
+        rows = np.flatnonzero(languages == language).tolist()
+        share = (tokens - int(lengths[chosen].sum())) // left
+        chosen += spread(rows, max(len(rows) * share // max(int(lengths[rows].sum()), 1), 1))
+    return [texts[row] for row in sorted(chosen)]
 
 
 def length_sorted(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> Iterator[list[int]]:

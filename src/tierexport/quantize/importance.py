@@ -3,6 +3,7 @@
 Knows nothing of formats: importance is keyed by the Hugging Face names of the weights.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ import torch
 
 from tierexport.base.errors import CalibrationError
 from tierexport.base.records import Importance, Text
-from tierexport.model.batches import batches, prompted, real_rows
+from tierexport.base.workers import on_cores
+from tierexport.model.batches import Batch, batches, prompted, real_rows
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -25,44 +27,61 @@ def measure_importance(
     `progress`: called with the number of texts done since the last call. Raises CalibrationError when no token reaches a
     Linear.
     """
-    observer = _Observer()
-    with observer.attached(model.transformers_model), torch.inference_mode():
-        for batch in batches(model, prompted(model.prompts, texts)):
-            observer.mask = batch.mask
-            model(dict(batch.features))
-            progress(len(batch.rows))
-    if not observer.sums:
+    observer = _Observer(model)
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
+    with observer.attached():
+        for seen in on_cores(observer.watched(progress), batches(model, prompted(model.prompts, texts))):
+            for name, (squared, rows) in seen.items():
+                sums[name] = sums[name] + squared if name in sums else squared
+                counts[name] = counts.get(name, 0) + rows
+    if not sums:
         raise CalibrationError("no Linear of the model saw a token: are the calibration texts empty?")
     return Importance(
-        sums={f"{name}.weight": total.numpy() for name, total in sorted(observer.sums.items())},
-        counts={f"{name}.weight": rows for name, rows in sorted(observer.counts.items())},
+        sums={f"{name}.weight": total.numpy() for name, total in sorted(sums.items())},
+        counts={f"{name}.weight": rows for name, rows in sorted(counts.items())},
         texts=len(texts),
         dataset=dataset,
     )
 
 
+Seen = dict[str, tuple[torch.Tensor, int]]
+"""By the name of a Linear: the sum of its squared inputs over some tokens, float64 (columns,), and how many they are."""
+
+
 class _Observer:
-    """Hooks on every Linear; `mask` marks the real tokens of the batch that is running."""
+    """Hooks on every Linear of a model; each worker notes what the batch does that it is running."""
 
-    def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.mask: Any = None
+    def __init__(self, model: "SentenceTransformer") -> None:
+        self._model = model
+        self._here = threading.local()
 
-    def attached(self, model: torch.nn.Module) -> ExitStack:
+    def attached(self) -> ExitStack:
         """A context in which every Linear of the model is watched."""
         stack = ExitStack()
-        for name, module in model.named_modules():
+        for name, module in self._model.transformers_model.named_modules():
             if isinstance(module, torch.nn.Linear):
                 handle = module.register_forward_pre_hook(self._hook(name))
                 stack.callback(handle.remove)
         return stack
 
+    def watched(self, progress: Callable[[int], None]) -> Callable[[Batch], Seen]:
+        """What runs a batch and returns what its Linears saw."""
+
+        def run(batch: Batch) -> Seen:
+            self._here.mask, self._here.seen = batch.mask, {}
+            with torch.inference_mode():
+                self._model(dict(batch.features))
+            progress(len(batch.rows))
+            seen: Seen = self._here.seen
+            return seen
+
+        return run
+
     def _hook(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         def watch(_: Any, inputs: tuple[Any, ...]) -> None:
-            rows = real_rows(inputs[0], self.mask).double()
-            squared = rows.square().sum(0)
-            self.sums[name] = self.sums[name] + squared if name in self.sums else squared
-            self.counts[name] = self.counts.get(name, 0) + len(rows)
+            rows = real_rows(inputs[0], self._here.mask)
+            squared, before = rows.square().sum(0, dtype=torch.float64), self._here.seen.get(name)
+            self._here.seen[name] = (before[0] + squared, before[1] + len(rows)) if before else (squared, len(rows))
 
         return watch

@@ -14,7 +14,7 @@ def override(document: dict[str, Any], setting: str) -> None:
     """
     key, equals, text = setting.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {setting!r} is not KEY=VALUE, as in --set calibration.count=64")
+        raise RecipeError(f"--set {setting!r} is not KEY=VALUE, as in --set calibration.tokens=8192")
     *parents, last = key.split(".")
     place: Any = document
     for depth, part in enumerate(parents):

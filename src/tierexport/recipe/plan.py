@@ -12,6 +12,7 @@ from typing import Protocol
 from tierexport.base.errors import RecipeError
 from tierexport.base.records import Source, Tensor, TextSet
 from tierexport.datasets.calibration import text_set
+from tierexport.model.languages import languages_of
 from tierexport.model.roles import UNQUANTIZED_ROLE, expand
 from tierexport.recipe.planned import FormatPlan, PlannedTensor
 from tierexport.recipe.ranges import layer_range
@@ -47,8 +48,7 @@ class Plan:
     @functools.cached_property
     def texts(self) -> TextSet:
         """The calibration texts, read when they are first asked for, and once. Raises DataError."""
-        settings = self.recipe.calibration
-        return text_set(settings.texts, settings.count)
+        return text_set(self.recipe.calibration.texts, languages_of(self.source))
 
     def __iter__(self) -> Iterator[FormatPlan]:
         return iter(self.formats)

@@ -189,8 +189,7 @@ class CalibrationSettings:
             'what importance and rounding are measured on: a text per line, or "text" and perhaps "title" and "kind"',
         ),
     ] = "builtin"
-    count: Annotated[Count, Key("a number of texts, at least 1", "how many, at even distances")] = 400
-    tokens: Annotated[Count, Key("a number of tokens, at least 1", "how many of their tokens rounding reads, about")] = 24_576
+    tokens: Annotated[Count, Key("a number of tokens, at least 1", "how many of their tokens are read, about")] = 24_576
     imatrix: Annotated[
         Text | None, Key("an imatrix file in llama.cpp's GGUF format", "importance, instead of measuring it")
     ] = None  # fmt: skip

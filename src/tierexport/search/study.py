@@ -23,6 +23,7 @@ from tierexport.formats.gguf.read import read_tensors
 from tierexport.formats.gguf.write import file_bytes
 from tierexport.formats.job import Job
 from tierexport.model.encoder import open_model
+from tierexport.model.languages import languages_of
 from tierexport.model.roles import UNQUANTIZED_ROLE
 from tierexport.model.source import open_source
 from tierexport.model.stages import source_stages
@@ -61,7 +62,7 @@ class Study:
             self.tensors = self.format.tensors(self.source)
         self.groups = groups_of(self.tensors)
         self.parameters = sum(tensor.parameters for tensor in self.tensors)
-        self.texts = calibration_texts("builtin", TEXTS)
+        self.texts = calibration_texts("builtin", TEXTS, languages_of(self.source))
 
     def best(self, budget: int, out: Path) -> Found:
         """The best recipe for a budget of bytes, written to `out`. Raises InputError when nothing fits."""

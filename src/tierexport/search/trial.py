@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from tierexport.base.errors import PlanError
 from tierexport.base.records import Floats, Imatrix, Tensor, Text
+from tierexport.base.workers import on_cores
 from tierexport.formats.gguf import ggml
 from tierexport.metrics.similarity import cosines
-from tierexport.model.batches import batches, original_order, prompted
+from tierexport.model.batches import Batch, batches, original_order, prompted
 from tierexport.model.placement import parameters_of
 from tierexport.quantize.floor import floored
 
@@ -41,10 +42,13 @@ class TrialModel:
         """Vectors of the texts, float32 (texts, dimensions), by this model, or a copy of it, as it is now."""
         import torch
 
-        with torch.inference_mode():
-            outputs = (model(dict(batch.features))["sentence_embedding"] for batch in self._batches)
-            vectors = np.concatenate([found.float().numpy() for found in outputs])
-        return vectors[self._order]
+        def vectors(batch: Batch) -> Floats:
+            with torch.inference_mode():
+                found: Floats = model(dict(batch.features))["sentence_embedding"].float().numpy()
+            return found
+
+        whole: Floats = np.concatenate(on_cores(vectors, self._batches))[self._order]
+        return whole
 
     def sensitivity(self, types: Mapping[str, str]) -> npt.NDArray[np.float64]:
         """1 − cosine to fp32 of each text, with the named tensors rounded to nearest at these native types."""

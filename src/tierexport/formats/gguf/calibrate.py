@@ -7,6 +7,7 @@ from tierexport.base.progress import stage
 from tierexport.base.records import NO_IMATRIX, Imatrix
 from tierexport.base.stages import stage_key
 from tierexport.formats.gguf.imatrix import check_fits, read_imatrix, write_imatrix
+from tierexport.model.batches import within
 from tierexport.model.encoder import open_model
 from tierexport.model.stages import source_stages
 from tierexport.recipe.plan import Plan
@@ -29,13 +30,17 @@ def importance(planned: FormatPlan, made: Plan) -> Imatrix:
 def _measured_imatrix(made: Plan, planned: FormatPlan) -> Path:
     from tierexport.quantize.importance import measure_importance
 
-    texts, dataset = made.texts.texts, made.texts.digest
+    dataset, tokens = made.texts.digest, made.recipe.calibration.tokens
 
     def measure(folder: Path) -> None:
+        model = open_model(made.source)
+        texts = within(model, made.texts.texts, tokens)
         running.total(len(texts))
-        found = measure_importance(open_model(made.source), texts, dataset, running.step)
+        found = measure_importance(model, texts, dataset, running.step)
         write_imatrix(found, [row.tensor for row in planned.rows], folder / "imatrix.gguf")
 
     with stage("Calibrating") as running:
-        folder = source_stages(made.source).run(f"imatrix-{dataset}", stage_key(__name__, dataset, tools()), measure)
+        folder = source_stages(made.source).run(
+            f"imatrix-{dataset}-{tokens}", stage_key(__name__, dataset, tokens, tools()), measure
+        )
     return folder / "imatrix.gguf"

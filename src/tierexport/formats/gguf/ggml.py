@@ -3,7 +3,6 @@
 import ctypes
 import functools
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy.typing as npt
 
 from tierexport.base.errors import MachineError
 from tierexport.base.records import Floats
+from tierexport.base.workers import cores
 
 CHUNK_VALUES = 1 << 20
 """Values rounded by one call: enough to be worth a thread, little enough to bound the memory."""
@@ -59,10 +59,9 @@ def quantize(rows: Floats, native: gguf.GGMLQuantizationType, importance: Floats
     experts = rows.reshape(-1, *rows.shape[-2:])
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32).reshape(len(experts), -1)
     pieces = list(_pieces(experts, weights))
-    cores = os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as pool:
-        for first in range(0, len(pieces), cores):
-            yield from pool.map(_quantize_piece, pieces[first : first + cores], repeat(native))
+    with ThreadPoolExecutor(cores()) as pool:
+        for first in range(0, len(pieces), cores()):
+            yield from pool.map(_quantize_piece, pieces[first : first + cores()], repeat(native))
 
 
 def _pieces(experts: Floats, weights: Floats | None) -> Iterator[tuple[Floats, Floats | None]]:

@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from tierexport.base.errors import ArtifactError
 from tierexport.base.records import Floats
+from tierexport.base.workers import cores
 
 ALL_LAYERS = 10_000
 """More than any model has: llama.cpp's way to ask for all of them on the GPU."""
@@ -93,7 +93,7 @@ class LlamaFile:
         parameters.n_seq_max = 1
         parameters.embeddings = True
         # Threads wait for each other at each small product: more of them than cores that this process may use are far slower.
-        parameters.n_threads = parameters.n_threads_batch = _cores()
+        parameters.n_threads = parameters.n_threads_batch = cores()
         # On a CPU it is several times as fast; on a GPU some head sizes lack it, and llama.cpp knows which.
         flash = llama.LLAMA_FLASH_ATTN_TYPE_AUTO if self._gpu else llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.flash_attn_type = flash
@@ -132,11 +132,6 @@ class LlamaFile:
             return np.ctypeslib.as_array(pointer, (self.dimensions,)).astype(np.float32)
         finally:
             llama.llama_batch_free(batch)
-
-
-def _cores() -> int:
-    """Cores that this process may use; where the system doesn't say, all that the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free(llama: Any, model: Any, contexts: Sequence[Any]) -> None:

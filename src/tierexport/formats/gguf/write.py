@@ -1,7 +1,7 @@
 """Writes a GGUF: the converted model's tensors, quantized as planned, under metadata that say how."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ _FILE_TYPES = {"F32": "ALL_F32", **{f"Q{bits}_K": f"MOSTLY_Q{bits}_K_M" for bits
 
 def targets(job: Job) -> list[Target]:
     """The matrices of a plan as rounding layer by layer sees them."""
-    data = _unquantized(job.source)
+    data = _Unquantized(job.source)
 
     def target(row: PlannedTensor) -> Target:
         def values() -> Floats:
-            return np.array(data[row.tensor.name], np.float32).reshape(row.tensor.shape)
+            found: Floats = data[row.tensor.name].astype(np.float32).reshape(row.tensor.shape)
+            return found
 
         def nearest() -> Floats:
             raw = _quantized(row, values(), job.imatrix, None)
@@ -50,7 +51,7 @@ def tunable(job: Job, parameters: Mapping[str, Floats]) -> list[str]:
 
     A norm that the converter shifts (Gemma's) is not among them.
     """
-    data = _unquantized(job.source)
+    data = _Unquantized(job.source)
     kept = {row.tensor.name for row in job.plan.rows if row.type == "F32" and len(row.tensor.shape) == 1}
     names = {name: gguf_name(name) for name in parameters}
     return [name for name, ours in names.items() if ours in kept and np.array_equal(data[ours], parameters[name])]
@@ -62,18 +63,33 @@ def write_gguf(job: Job, rounded: Rounded, path: Path, progress: Progress) -> No
     A tensor with codes is stored by them, one with new values in fp32 by those, the others are rounded by
     ggml. Raises PlanError when a value does not fit its type.
     """
-    data = _unquantized(job.source)
+    data = _Unquantized(job.source)
     writer = _begun(job, path)
-    data |= {str(gguf_name(name)): values for name, values in rounded.fp32.items()}
+    changed = {gguf_name(name): values for name, values in rounded.fp32.items()}
     for row in job.plan.rows:
-        writer.write_tensor_data(_quantized(row, data[row.tensor.name], job.imatrix, rounded.codes.get(row.tensor.name)))
+        values = changed[row.tensor.name] if row.tensor.name in changed else data[row.tensor.name]
+        writer.write_tensor_data(_quantized(row, values, job.imatrix, rounded.codes.get(row.tensor.name)))
         progress(row.tensor.parameters)
     writer.close()
 
 
-def _unquantized(source: Source) -> dict[str, Any]:
-    """The converted model's tensors by name, mapped from its file."""
-    return {tensor.name: tensor.data for tensor in gguf.GGUFReader(converted(source)).tensors}
+class _Unquantized(Mapping[str, Any]):
+    """The converted model's tensors by name, each read when it is asked for: of a mapped file all that was read would stay."""
+
+    def __init__(self, source: Source) -> None:
+        self._path = converted(source)
+        self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(self._path).tensors}
+
+    def __getitem__(self, name: str) -> Any:
+        tensor = self._tensors[name]
+        found = np.fromfile(self._path, tensor.data.dtype, tensor.data.size, offset=int(tensor.data_offset))
+        return found.reshape(tensor.data.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def file_bytes(job: Job) -> int:
