@@ -50,16 +50,17 @@ tier = "table"
 roles = ["embeddings"]
 """
 TRIALS = (
-    ("builtin", 400, "nearest"),
-    ("builtin", 25, "gptq"),
-    ("builtin", 50, "gptq"),
-    ("builtin", 100, "gptq"),
-    ("builtin", 400, "gptq"),
-    ("scifact", 400, "gptq"),
-    ("squad", 400, "gptq"),
-    ("sts", 400, "gptq"),
-    ("builtin", 400, "distill"),
-    ("scifact", 400, "distill"),
+    ("builtin", 24_576, "nearest"),
+    ("builtin", 2_048, "gptq"),
+    ("builtin", 8_192, "gptq"),
+    ("builtin", 24_576, "gptq"),
+    ("builtin", 98_304, "gptq"),
+    ("scifact", 24_576, "gptq"),
+    ("squad", 24_576, "gptq"),
+    ("sts", 24_576, "gptq"),
+    ("builtin", 24_576, "distill"),
+    ("builtin", 98_304, "distill"),
+    ("scifact", 24_576, "distill"),
 )
 
 
@@ -76,7 +77,7 @@ def main(data: Path) -> None:
     }
     judged = {name: spread(list(texts[::2]), JUDGED) for name, texts in sets.items()}
     others = {**sets, "sts": read_sts(data / "sts/stsb-train.tsv").sentences}
-    print(f"{'texts':8} {'number':>6} {'rounding':8}  " + "  ".join(f"{name:^26}" for name in judged))
+    print(f"{'texts':8} {'tokens':>6} {'rounding':8}  " + "  ".join(f"{name:^26}" for name in judged))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name in sets:
@@ -91,10 +92,10 @@ def main(data: Path) -> None:
             print(f"{trial[0]:8} {trial[1]:6} {trial[2]:8}  {columns}", flush=True)
 
 
-def made(folder: Path, number: int, texts: str, count: int, rounding: str) -> Path:
+def made(folder: Path, number: int, texts: str, tokens: int, rounding: str) -> Path:
     (folder / "recipe.toml").write_text(RECIPE)
     named = texts if texts == "builtin" else f"{texts}.jsonl"
-    keys = [f'rounding="{rounding}"', f'calibration.texts="{named}"', f"calibration.count={count}"]
+    keys = [f'rounding="{rounding}"', f'calibration.texts="{named}"', f"calibration.tokens={tokens}"]
     plan = pipeline.plan(folder / "recipe.toml", keys)
     job = Job(plan.formats[0], plan, Gguf().calibrated(plan.formats[0], plan))
     return export(Gguf(), job, folder / f"made-{number}").path
