@@ -10,7 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tierexport.datasets.textfiles import BUILTIN
+from tierexport.datasets.calibration import every_text
 from tierexport.model.source import open_source
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -20,7 +20,7 @@ ROBERTA = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "max_positio
 
 
 def lines() -> list[str]:
-    return [json.loads(line)["text"] for line in (BUILTIN / "calibration.jsonl").read_text("utf-8").splitlines()]
+    return [text.text for text in every_text("builtin")]
 
 
 def saved(folder: Path, family: str, rows: int, **more: Any) -> Path:

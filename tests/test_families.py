@@ -9,7 +9,7 @@ import pytest
 
 from conftest import RECIPES, build, encoded, run
 from tierexport.base.records import Source
-from tierexport.datasets.textfiles import BUILTIN
+from tierexport.datasets.calibration import every_text
 from tierexport.formats.gguf.imatrix import read_imatrix
 from tierexport.model.encoder import open_model
 from tierexport.model.source import open_source
@@ -34,7 +34,7 @@ def unigram(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import XLMRobertaTokenizer
 
     folder = tmp_path_factory.mktemp("unigram")
-    texts = [json.loads(line)["text"] for line in (BUILTIN / "calibration.jsonl").read_text("utf-8").splitlines()]
+    texts = [text.text for text in every_text("builtin")]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts), model_prefix=str(folder / "spm"), vocab_size=2000, model_type="unigram",
         unk_id=0, bos_id=1, eos_id=2, pad_id=-1, minloglevel=2,

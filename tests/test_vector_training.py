@@ -15,7 +15,7 @@ from tierexport.base.errors import DataError, VectorError
 from tierexport.base.libraries import import_sentence_transformers
 from tierexport.base.paths import cache_dir
 from tierexport.datasets.beir import read_beir
-from tierexport.datasets.calibration import texts_in
+from tierexport.datasets.calibration import calibration_texts, texts_in
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.metrics.similarity import normalized
 from tierexport.model.encoder import open_model
@@ -129,7 +129,7 @@ def test_a_run_that_was_killed_ends_in_the_same_weights(cut: int, tmp_path: Path
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_model_s_run_that_was_killed_ends_in_the_same_weights(lora: bool, tiny_model: Path, tmp_path: Path) -> None:
-    passages = [json.loads(line)["text"] for line in (BUILTIN / "calibration.jsonl").read_text("utf-8").splitlines()][:120]
+    passages = [text.text for text in calibration_texts("builtin", 120)]
     texts = {"query": [text[:40] for text in passages], "passage": passages}
     schedule = Schedule(steps=9, every=3, batch=16, rate=1e-3, contrast=0.5)
 
@@ -181,7 +181,7 @@ def test_too_few_pairs(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def some_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each calibration passage of the built-in ones with its own beginning as the query."""
-    texts = [json.loads(line)["text"] for line in (BUILTIN / "calibration.jsonl").read_text("utf-8").splitlines()]
+    texts = [text.text for text in calibration_texts("builtin", 400)]
     lines = [json.dumps({"query": text[: len(text) // 2], "positive": text}) + "\n" for text in texts]
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     path.write_text("".join(lines), "utf-8")
