@@ -64,10 +64,10 @@ def test_prompts_are_put_before_texts(minilm: Source) -> None:
     assert prompted == plain + 2  # "find" and ":", once
 
 
-def test_the_imatrix_is_in_llama_cpps_format(three_tier: Built) -> None:
+def test_the_imatrix_is_in_llama_cpps_format(three_tier: Built, minilm: Source) -> None:
     reader = gguf.GGUFReader(three_tier.folder / "imatrix.gguf")
     assert reader.fields["general.type"].contents() == "imatrix"
-    assert reader.fields["imatrix.chunk_count"].contents() > 200
+    assert reader.fields["imatrix.chunk_count"].contents() == len(within(open_model(minilm), every_text("builtin"), 24_576))
     assert {"imatrix.datasets", "imatrix.chunk_size"} <= set(reader.fields)
     named = {tensor.name: tensor for tensor in reader.tensors}
     assert len(named) == 2 * 36
@@ -100,10 +100,12 @@ def shingles(text: str) -> set[str]:
 
 def test_the_built_in_texts_are_many_and_varied(builtin: list[dict[str, str]]) -> None:
     assert len(builtin) >= 2000
-    assert len({text["genre"] for text in builtin}) >= 28
+    assert len({text["genre"] for text in builtin}) >= 30
     assert len({text["language"] for text in builtin} - {"en"}) >= 20
     assert all(text["language"] == text["file"] and text["genre"] and text["text"].strip() for text in builtin)
     assert 0.2 < sum(text["kind"] == "query" for text in builtin) / len(builtin) < 0.5
+    english = "".join(text["text"] for text in builtin if text["language"] == "en")
+    assert sum(each.isalpha() and not each.isascii() for each in english) < 0.002 * len(english)
     for language in builtin_languages():
         assert len({text["genre"] for text in builtin if text["language"] == language}) >= 15, language
 

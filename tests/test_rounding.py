@@ -27,6 +27,7 @@ from tierexport.quantize.compiled import compiled_grid, storable
 from tierexport.quantize.distill import distill
 from tierexport.quantize.gptq import Request, curvature_of, gptq, objective
 from tierexport.quantize.grids import GGUF_GRIDS, IQ4_NL_LEVELS, Affine, Grid, int4_grid
+from tierexport.quantize.inputs import CORRECTION, CORRECTION_DAMPING, gathered
 from tierexport.quantize.layerwise import round_layers
 from tierexport.quantize.packing import pack
 from tierexport.quantize.passes import Passes, Step
@@ -215,6 +216,56 @@ def test_passes_rest_before_each_linear_and_go_on(tiny_model: Path) -> None:
                 for name in step.names:
                     each.transformers_model.get_parameter(name).data.mul_(0.8)
     assert (found[0] - found[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_lanes_sum_up_what_every_token_gives(lanes: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second moments, their loss and means equal a computation over all rows at once, however many workers share them."""
+    monkeypatch.setattr("tierexport.quantize.passes.cores", lambda: lanes)
+    source, texts = open_source(str(tiny_model)), calibration_texts("builtin", 60)
+    model, changed, untouched = (open_model(source) for _ in range(3))
+    passes = Passes(model, texts)
+    first, later = passes.steps[0], passes.steps[2]
+    with passes.running():
+        passes.keep_exact(0)
+        passes.advance(first)
+        for each in (model, changed):
+            each.transformers_model.get_parameter(first.names[0]).data.mul_(0.5)
+        found = gathered(passes, later, moments=True)
+        assert len(passes.each_lane(len)) == lanes
+        assert min(passes.each_lane(len)) > 0
+    rows, exact = (seen_by(each, later.names[0], texts).double() for each in (changed, untouched))
+    centred, lost = rows - rows.mean(0), (exact - exact.mean(0)) - (rows - rows.mean(0))
+    assert found is not None
+    torch.testing.assert_close(found.second.double(), rows.T @ rows / len(rows), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found.lost.double(), (exact - rows).T @ rows / len(rows), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found.mean.double(), rows.mean(0), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found.fp32_mean.double(), exact.mean(0), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found.centred.hessian.double(), centred.T @ centred / len(rows), atol=1e-4, rtol=1e-3)
+    whole = centred.T @ centred / len(rows)
+    damped = whole + CORRECTION_DAMPING * whole.diagonal().mean() * torch.eye(len(whole))
+    expected = CORRECTION * (lost.T @ centred / len(rows)) @ torch.linalg.inv(damped)
+    torch.testing.assert_close(found.centred.correction.double(), expected, atol=1e-3, rtol=1e-2)
+    assert expected.abs().max() > 0.01
+
+
+def test_rows_that_two_matrices_share_have_their_biases_corrected_once(tiny_model: Path, tmp_path: Path) -> None:
+    """Query and key of equal weights: the mean of each one's outputs is fp32's, as where they differ."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    weights = load_file(tiny_model / "model.safetensors")
+    query, key = (f"encoder.layer.0.attention.self.{name}" for name in ("query", "key"))
+    save_file(
+        weights | {f"{key}.weight": weights[f"{query}.weight"].clone()},
+        tmp_path / "model" / "model.safetensors",
+        {"format": "pt"},
+    )
+    source, texts = open_source(str(tmp_path / "model")), calibration_texts("builtin", 60)
+    model, exact = open_model(source), open_model(source)
+    names = [name for name, _ in model.transformers_model.named_parameters() if name.endswith("bias")]
+    round_layers(model, texts, tiny_targets(source), names, Stages(tmp_path / "stages"), "key")
+    for name in (query, key):
+        means = [outputs_of(each, name, texts).mean(0) for each in (model, exact)]
+        torch.testing.assert_close(*means, atol=1e-4, rtol=1e-3)
 
 
 def inputs_of(passes: Passes, step: Step) -> list[torch.Tensor]:

@@ -25,17 +25,17 @@ def on_cores(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     `work` has to let go of the interpreter's lock for most of its time, as torch, numpy and compiled code do. What it raises
     is raised here.
     """
-    with one_thread_each(), ThreadPoolExecutor(cores()) as pool:
+    with threads(1), ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(work, items))
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Inside, each of torch's products runs on the thread that asks for it."""
+def threads(count: int) -> Iterator[None]:
+    """Inside, each of torch's products runs on so many threads; on 1, on that which asks for it."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

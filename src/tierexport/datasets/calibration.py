@@ -137,4 +137,4 @@ def text_set(name: str, languages: Sequence[str]) -> TextSet:
 def texts_digest(texts: Sequence[Text], name: str) -> str:
     """A name for a set of texts that changes when any of them does."""
     where = name if name == "builtin" else "texts"
-    return f"{where}-{value_digest([[text.kind, text.text] for text in texts])[:12]}"
+    return f"{where}-{value_digest([[text.kind, text.language, text.text] for text in texts])[:12]}"

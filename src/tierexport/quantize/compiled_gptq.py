@@ -32,19 +32,10 @@ def compiled_gptq(requests: Sequence[Request]) -> list[Codes]:
 
 
 def _joined(parts: Sequence[Codes]) -> Codes:
-    first = parts[0]
-    shared = (
-        None
-        if first.super_scales is None
-        else torch.cat([each.super_scales for each in parts if each.super_scales is not None], 1)
-    )
-    return Codes(
-        first.grid,
-        torch.cat([each.levels for each in parts]),
-        torch.cat([each.scales for each in parts]),
-        torch.cat([each.offsets for each in parts]),
-        shared,
-    )
+    """The codes of a matrix from those of its rows."""
+    shared = [each.super_scales for each in parts if each.super_scales is not None]
+    levels, scales, offsets = (torch.cat([getattr(each, part) for each in parts]) for part in ("levels", "scales", "offsets"))
+    return Codes(parts[0].grid, levels, scales, offsets, torch.cat(shared, 1) if shared else None)
 
 
 class _Rows:
@@ -65,8 +56,9 @@ class _Rows:
     def codes(self) -> Codes:
         """The codes after error feedback and coordinate descent."""
         self._feed_back()
-        for sweep in range(SWEEPS):
-            self._descend(self._pull() if sweep == 0 else self._left)
+        pull = self._pull()
+        for _ in range(SWEEPS):
+            self._descend(pull)
         grid = self._grid
         shared = self._super_scales.permute(1, 2, 0).contiguous() if grid.super_block > 1 else None
         scales, offsets = self._affine.permute(1, 2, 0).contiguous()
@@ -126,7 +118,7 @@ class _Rows:
         return (self._weight - self._levels * scales - offsets) @ self._curvature.hessian
 
     def _descend(self, pull: torch.Tensor) -> None:
-        """One round of coordinate descent; leaves R H in `_left`."""
+        """One round of coordinate descent; `pull`, R H, is kept up to date."""
         hessian = self._curvature.hessian
         for panel in self._panels():
             changes = torch.empty(len(pull), panel.stop - panel.start)
@@ -136,7 +128,6 @@ class _Rows:
                 pull[:, panel] -= changes[:, inside] @ hessian[here, panel]
             pull[:, : panel.start] -= changes @ hessian[panel, : panel.start]
             pull[:, panel.stop :] -= changes @ hessian[panel, panel.stop :]
-        self._left = pull
 
     def _improved(self, pull: torch.Tensor, here: slice) -> torch.Tensor:
         """Improve a block; the change of its values, (rows, columns)."""

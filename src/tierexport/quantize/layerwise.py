@@ -101,7 +101,7 @@ class Layerwise:
         self._passes = passes
         self._targets = targets
         self._parameters = dict(model.named_parameters())
-        self._biases = set(biases) & self._parameters.keys()
+        self._biases = {name: self._parameters[name].data.clone() for name in biases if name in self._parameters}
         self.grids = {target.tensor.name: target.grid for target in targets if target.grid}
         self.places: dict[str, list[RowPlacement]] = {}
 
@@ -192,15 +192,18 @@ class Layerwise:
     def _bias_of(self, target: Target) -> Mapping[str, str]:
         """The bias of each Linear that a target lies in, by its weight; none where the format does not keep all of them."""
         names = {place.parameter: f"{place.parameter.removesuffix('weight')}bias" for place in self.places[target.tensor.name]}
-        return names if self._biases.issuperset(names.values()) else {}
+        return names if self._biases.keys() >= set(names.values()) else {}
 
     def _correct_bias(self, target: Target, inputs: Inputs, values: Floats) -> dict[str, Floats]:
-        """Let the biases of a target's Linears make up for what the means lose by its rounding to `values`."""
+        """Let the biases of a target's Linears make up for what the means lose by its rounding to `values`.
+
+        Each is fp32's with a change, so that rows that two targets share are corrected once.
+        """
         change = inputs.bias_change(*(torch.from_numpy(each).to(inputs.mean) for each in (target.values(), values)))
         found = {}
         for place in self.places[target.tensor.name]:
             name = self._bias_of(target)[place.parameter]
-            self._parameters[name].data[place.into] += change[place.rows]
+            self._parameters[name].data[place.into] = self._biases[name][place.into] + change[place.rows]
             found[name] = self._parameters[name].detach().cpu().numpy().copy()
         return found
 

@@ -17,7 +17,7 @@ from greenlet import getcurrent, greenlet
 
 from tierexport.base.errors import PlanError
 from tierexport.base.records import Text
-from tierexport.base.workers import cores, one_thread_each
+from tierexport.base.workers import cores, threads
 from tierexport.model.batches import Batch, batches, features_of, prompted, real_rows
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Passes:
     def running(self) -> Iterator[None]:
         """Inside, passes can advance."""
         with ExitStack() as stack:
-            stack.enter_context(one_thread_each())
+            stack.enter_context(threads(1))
             stack.callback(self._exact.clear)
             for layer in range(len(self.layers)):
                 stack.callback(self._divert(layer))

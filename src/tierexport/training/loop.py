@@ -4,8 +4,7 @@ Adam (Kingma and Ba 2015, arXiv 1412.6980) with a linear warm-up over WARM steps
 losses.py. The result is the checkpoint with the best NDCG@10 on pairs that are not trained on.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.nn.functional import normalize
 
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
+from tierexport.base.workers import threads
 from tierexport.metrics.similarity import normalized
 from tierexport.training.checkpoint import MOMENTS, Checkpoint, key_of, read_checkpoint, write_checkpoint
 from tierexport.training.goals import Goal, Pairs, Rows, Schedule, Trained, Trainee
@@ -55,7 +55,7 @@ def train(
     """
     if len(pairs.passages) < 10 * HELD_BACK:
         raise VectorError(f"{len(pairs.passages)} passages are too few to train and to judge on: {10 * HELD_BACK} at least")
-    with _threads(trainee.threads):
+    with threads(trainee.threads):
         run = _Run(trainee, pairs, goal, schedule)
         run.resume(state)
         while run.done < schedule.steps:
@@ -65,17 +65,6 @@ def train(
             progress(run.done, loss, run.scores[-1])
         run.load(run.best)
         return Trained(run.best, run.fitted(4 * FITTED_ON), run.best_step, tuple(run.scores))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Inside, torch uses so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Run:
