@@ -3,6 +3,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 TIEREXPORT_TOOLS ?= $(HOME)/.cache/tierexport/tools
 export TIEREXPORT_TOOLS
+# llama.cpp's AMX kernels, as GCC compiles them, end in an illegal instruction (ggml-org/llama.cpp pull request 26954).
+NO_AMX := $(shell $(CC) -mno-amx-int8 -E -x c /dev/null > /dev/null 2>&1 && echo -mno-amx-int8)
+export CFLAGS += $(NO_AMX)
+export CXXFLAGS += $(NO_AMX)
 # Processes that run the tests, each on its share of the cores.
 WORKERS ?= 2
 

@@ -28,7 +28,7 @@ from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.imatrix import check_fits, read_imatrix
 from tierexport.model.batches import token_ids, within
 from tierexport.model.encoder import open_model
-from tierexport.model.languages import languages_of
+from tierexport.model.languages import NAMES, languages_of
 from tierexport.model.source import open_source
 from tierexport.quantize.floor import floored
 from tierexport.quantize.importance import measure_importance
@@ -101,7 +101,8 @@ def shingles(text: str) -> set[str]:
 def test_the_built_in_texts_are_many_and_varied(builtin: list[dict[str, str]]) -> None:
     assert len(builtin) >= 2000
     assert len({text["genre"] for text in builtin}) >= 30
-    assert len({text["language"] for text in builtin} - {"en"}) >= 20
+    assert len({text["language"] for text in builtin} - {"en"}) >= 25
+    assert NAMES.keys() == set(builtin_languages())
     assert all(text["language"] == text["file"] and text["genre"] and text["text"].strip() for text in builtin)
     assert 0.2 < sum(text["kind"] == "query" for text in builtin) / len(builtin) < 0.5
     english = "".join(text["text"] for text in builtin if text["language"] == "en")
@@ -135,6 +136,7 @@ def test_a_model_gets_its_own_languages(tiny_model: Path, tmp_path: Path) -> Non
     """Those its card names, all where it names none and has a vocabulary of many, and equal shares of them."""
     source = open_source(str(tiny_model))
     assert languages_of(replace(source, languages=("de", "fr-CA", "en"))) == ["de", "en", "fr"]
+    assert languages_of(replace(source, languages=("English", "deu", "pt_BR"))) == ["de", "en", "pt"]
     assert languages_of(replace(source, languages=("multilingual",))) == builtin_languages()
     assert languages_of(replace(source, languages=())) == ["en"]
     shutil.copytree(tiny_model, tmp_path / "many")

@@ -169,10 +169,16 @@ def test_a_text_beyond_the_context_is_reported(f16: Built, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"), [(signal.SIGKILL, "was killed by signal 9"), (signal.SIGSTOP, "hung")], ids=["dies", "hangs"]
+    ("sent", "told", "advised"),
+    [
+        (signal.SIGKILL, "was killed by signal 9", ""),
+        (signal.SIGSTOP, "hung", ""),
+        (signal.SIGILL, "was killed by signal 4", "CFLAGS=-mno-amx-int8 CXXFLAGS=-mno-amx-int8 pip install"),
+    ],
+    ids=["dies", "hangs", "refused"],
 )
 def test_a_worker_that_dies_or_hangs_half_way_is_reported_with_its_text(
-    f16: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, told: str
+    f16: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, told: str, advised: str
 ) -> None:
     monkeypatch.setattr("tierexport.formats.gguf.worker_client.STALLED_SECONDS", 2)
     texts = [f"text {number} " + "about rivers " * 100 for number in range(400)]
@@ -198,6 +204,7 @@ def test_a_worker_that_dies_or_hangs_half_way_is_reported_with_its_text(
     done = (tmp_path / "done").stat().st_size
     assert 5 <= done < 400
     assert f"llama.cpp {told} at text {done + 1} of 400 ('text {done} about rivers" in str(failed.value)
+    assert advised in str(failed.value)
 
 
 def test_an_architecture_that_llama_cpp_lacks_leaves_torchao(tmp_path: Path, minilm: Source) -> None:

@@ -86,8 +86,11 @@ llama_cpp() {
             options+=("-DCUDA_cublas_LIBRARY=$(find "$cublas/lib" -name "libcublas.so*" -print -quit)")
         fi
     fi
+    # llama.cpp's AMX kernels, as GCC compiles them, end in an illegal instruction (ggml-org/llama.cpp pull request 26954).
+    no_amx=
+    if "${CC:-cc}" -mno-amx-int8 -E -x c /dev/null > /dev/null 2>&1; then no_amx=-mno-amx-int8; fi
     # The build folder stays, so a build that is cut short goes on.
-    CMAKE_ARGS="${options[*]}" CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} \
+    CFLAGS="${CFLAGS:-} $no_amx" CXXFLAGS="${CXXFLAGS:-} $no_amx" CMAKE_ARGS="${options[*]}" CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)} \
         "$python" -m pip install --no-build-isolation --verbose -C "build-dir=$work/build" "$work/llama_cpp_python"
 }
 

@@ -1,11 +1,47 @@
 """Which languages a model speaks, as far as there are texts in them."""
 
+from collections.abc import Iterable
+
 from tierexport.base.records import Source
 from tierexport.datasets.calibration import builtin_languages
 from tierexport.model.folder import read_object, transformer_folder
 
 MANY_TOKENS = 100_000
 """A vocabulary from this size on is taken for one of many languages, where a model's card names none."""
+
+NAMES = {
+    "ar": ("Arabic", "ara"),
+    "bg": ("Bulgarian", "bul"),
+    "bn": ("Bengali", "ben"),
+    "cs": ("Czech", "ces"),
+    "da": ("Danish", "dan"),
+    "de": ("German", "deu"),
+    "el": ("Greek", "ell"),
+    "en": ("English", "eng"),
+    "es": ("Spanish", "spa"),
+    "fa": ("Persian", "fas"),
+    "fi": ("Finnish", "fin"),
+    "fr": ("French", "fra"),
+    "he": ("Hebrew", "heb"),
+    "hi": ("Hindi", "hin"),
+    "hu": ("Hungarian", "hun"),
+    "id": ("Indonesian", "ind"),
+    "it": ("Italian", "ita"),
+    "ja": ("Japanese", "jpn"),
+    "ko": ("Korean", "kor"),
+    "nl": ("Dutch", "nld"),
+    "pl": ("Polish", "pol"),
+    "pt": ("Portuguese", "por"),
+    "ro": ("Romanian", "ron"),
+    "ru": ("Russian", "rus"),
+    "sv": ("Swedish", "swe"),
+    "th": ("Thai", "tha"),
+    "tr": ("Turkish", "tur"),
+    "uk": ("Ukrainian", "ukr"),
+    "vi": ("Vietnamese", "vie"),
+    "zh": ("Chinese", "zho"),
+}
+"""English name and three-letter code (ISO 639-3) of each language with built-in texts, by its two-letter code (ISO 639-1)."""
 
 
 def languages_of(source: Source) -> list[str]:
@@ -15,8 +51,15 @@ def languages_of(source: Source) -> list[str]:
     the languages that it names, all are taken.
     """
     known = builtin_languages()
-    named = [each for each in known if each in {name.partition("-")[0].lower() for name in source.languages}]
-    if named or source.languages:
-        return named or known
+    if source.languages:
+        return named(source.languages) or known
     size = read_object(transformer_folder(source.path) / "config.json", "").get("vocab_size")
     return known if isinstance(size, int) and size >= MANY_TOKENS else ["en"]
+
+
+def named(languages: Iterable[str]) -> list[str]:
+    """The two-letter codes, in order, of languages that are named by such a code ("en", "fr-CA", "pt_BR"), by three
+    letters, or in English.
+    """
+    first = {each.replace("_", "-").partition("-")[0].strip().lower() for each in languages}
+    return [code for code, names in NAMES.items() if first & {code, *(name.lower() for name in names)}]

@@ -90,9 +90,8 @@ class _Tuning:
 
         def make(folder: Path) -> float:
             for step in range(segment * SEGMENT, (segment + 1) * SEGMENT):
-                self.student.learn(
-                    self.lesson.loss(self.student, step), RATE * (1 + math.cos(math.pi * step / TUNING_STEPS)) / 2
-                )
+                rate = RATE * (1 + math.cos(math.pi * step / TUNING_STEPS)) / 2
+                self.student.learn(self.lesson.losses(self.student, step), rate)
             self.student.save(folder / "state.safetensors")
             return self.lesson.held_back_loss(self.student)
 

@@ -4,13 +4,15 @@ The loss is VECTOR_WEIGHT · (1 - cosine of the pooled vectors), averaged over t
 tokens' states. No labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from tierexport.base.records import Text
+from tierexport.base.workers import on_cores
 from tierexport.model.batches import features_of, prompted
 from tierexport.quantize.student import Features, Student
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 BATCH = 24
+PARTS = 4
+"""A batch is divided into so many parts of texts of like length, whatever the number of workers, so that sums are the same."""
+
 MOST_TOKENS = 128
 HELD_BACK = 10
 """Of so many texts, one is not tuned on."""
@@ -41,25 +46,39 @@ class Lesson:
         self._batches = [[seen[row] for row in rows] for rows in order]
         self._held_back = [held[first : first + BATCH] for first in range(0, len(held), BATCH)]
 
-    def loss(self, student: Student, step: int) -> torch.Tensor:
-        """The loss of a step's batch, a scalar with its gradient."""
-        found, wished, mask = self._outputs(student, self._batches[step])
-        apart = (found["token_embeddings"] - wished["token_embeddings"])[mask]
-        loss: torch.Tensor = VECTOR_WEIGHT * _one_less_cosine(found, wished).mean() + apart.square().mean()
-        return loss
+    def losses(self, student: Student, step: int) -> list[Callable[[], torch.Tensor]]:
+        """What computes the loss of a step's batch, a scalar with its gradient, as parts of a sum."""
+        texts = sorted(self._batches[step], key=len)
+        size = BATCH // PARTS
+        parts = [self._features(texts[first : first + size]) for first in range(0, BATCH, size)]
+        tokens = sum(int(features["attention_mask"].sum()) for features in parts)
+        return [partial(self._loss, student, features, tokens) for features in parts]
+
+    def _loss(self, student: Student, features: Features, tokens: int) -> torch.Tensor:
+        """What some texts add to the loss of a batch that has so many tokens."""
+        found, wished = self._outputs(student, features)
+        apart = (found["token_embeddings"] - wished["token_embeddings"])[features["attention_mask"].bool()]
+        states: torch.Tensor = apart.square().sum() / (tokens * apart.shape[-1])
+        return states + VECTOR_WEIGHT * _one_less_cosine(found, wished).sum() / BATCH
 
     def held_back_loss(self, student: Student) -> float:
         """Mean 1 - cosine of the pooled vectors over the texts that are not tuned on."""
-        with torch.no_grad():
-            losses = [_one_less_cosine(*self._outputs(student, batch)[:2]) for batch in self._held_back]
-        return float(torch.cat(losses).mean())
 
-    def _outputs(self, student: Student, texts: Sequence[str]) -> tuple[Features, Features, torch.Tensor]:
-        """The student's and the teacher's outputs for texts, and which tokens are real, bool (texts, padded length)."""
-        features = {name: each for name, each in features_of(self._model, texts).items() if torch.is_tensor(each)}
+        def losses(texts: Sequence[str]) -> torch.Tensor:
+            with torch.no_grad():
+                return _one_less_cosine(*self._outputs(student, self._features(texts)))
+
+        student.put()
+        return float(torch.cat(on_cores(losses, self._held_back)).mean())
+
+    def _features(self, texts: Sequence[str]) -> Features:
+        return {name: each for name, each in features_of(self._model, texts).items() if torch.is_tensor(each)}
+
+    def _outputs(self, student: Student, features: Features) -> tuple[Features, Features]:
+        """The student's and the teacher's outputs for a batch."""
         with torch.no_grad():
             wished = self._teacher(dict(features))
-        return student.outputs(features), wished, features["attention_mask"].bool()
+        return student.outputs(features), wished
 
 
 def _one_less_cosine(found: Features, wished: Features) -> torch.Tensor:

@@ -4,13 +4,14 @@ Scales are rounded to what can be stored, through which no gradient passes: it i
 straight-through estimator (Bengio et al. 2013, arXiv 1308.3432).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from tierexport.base.workers import on_cores
 from tierexport.quantize.codes import Codes
 from tierexport.quantize.grids import Affine
 from tierexport.quantize.targets import Rounded
@@ -34,8 +35,6 @@ class Student:
     def __init__(self, model: "SentenceTransformer", rounded: Rounded, tunable: Sequence[str]) -> None:
         self._model, self._rounded, self._device = model, rounded, model.device
         self._parameters = dict(model.transformers_model.named_parameters())
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._full = {name: names[id(parameter)] for name, parameter in self._parameters.items()}
         self._unquantized = {name: self._parameters[name].detach().clone().requires_grad_() for name in tunable}
         own = {name: codes for name, codes in rounded.codes.items() if codes.super_scales is None}
         self._ratios = {
@@ -44,14 +43,29 @@ class Student:
         self._optimizer = torch.optim.Adam([*self._unquantized.values(), *self._ratios.values()])
 
     def outputs(self, features: Features) -> Features:
-        """What the model makes of a batch with the parameters as they are now."""
-        return torch.func.functional_call(self._model, dict(self._overrides()), (dict(features),))
+        """What the model makes of a batch with the parameters that `put` gave it last."""
+        return self._model(dict(features))
 
-    def learn(self, loss: torch.Tensor, rate: float) -> None:
-        """One step of Adam."""
+    def put(self) -> Mapping[str, torch.Tensor]:
+        """Give the model its parameters as they are now; those that are tuned or have tuned scales, by name, as functions of
+        what is tuned.
+        """
+        made = dict(self._made())
+        for name, values in made.items():
+            self._parameters[name].data = values.detach()
+            self._parameters[name].requires_grad_()
+        return made
+
+    def learn(self, losses: Sequence[Callable[[], torch.Tensor]], rate: float) -> None:
+        """One step of Adam on the sum of some parts of a loss, each computed by a worker, for the model's own parameters."""
+        made = self.put()
+        own = [self._parameters[name] for name in made]
+        found = on_cores(lambda loss: torch.autograd.grad(loss(), own, allow_unused=True), losses)
+        parts = zip(made, zip(*found, strict=True), strict=True)
+        gradients = {name: sum(each) for name, each in parts if each[0] is not None}  # None: a pooler that no vector comes from
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward([made[name] for name in gradients], list(gradients.values()))
         self._optimizer.step()
 
     def rounded(self) -> Rounded:
@@ -89,18 +103,16 @@ class Student:
         yield from self._unquantized.items()
         yield from ((f"{name}/scales", ratio) for name, ratio in self._ratios.items())
 
-    def _overrides(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every tuned parameter, and every weight whose scales are tuned, by its name in the whole model."""
-        for name, values in self._unquantized.items():
-            yield self._full[name], values
+    def _made(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tuned parameter, and every weight whose scales are tuned, by name."""
+        yield from self._unquantized.items()
         weights: dict[str, torch.Tensor] = {}
         for name in self._ratios:
             values = self._scaled(name).values()
             for place in self._rounded.places[name]:
                 weight = weights.get(place.parameter, self._parameters[place.parameter].detach())
                 weights[place.parameter] = place.put(weight, values)
-        for name, weight in weights.items():
-            yield self._full[name], weight
+        yield from weights.items()
 
     def _scaled(self, name: str) -> Codes:
         """A tensor's codes with its scales tuned; gradients pass their rounding by the straight-through estimator."""

@@ -2,6 +2,7 @@
 
 import json
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,6 +92,13 @@ class Worker:
             return None
 
 
+REFUSED_INSTRUCTION = (
+    "it was compiled to an instruction that this machine refuses, as GCC makes of llama.cpp's AMX kernels "
+    "(ggml-org/llama.cpp pull request 26954): CFLAGS=-mno-amx-int8 CXXFLAGS=-mno-amx-int8 "
+    "pip install --force-reinstall --no-deps --no-cache-dir llama-cpp-python"
+)
+
+
 def _listen(process: "subprocess.Popen[str]", answers: "queue.Queue[str | None]") -> None:
     """Hand on the lines of a subprocess, and None when it ends."""
     assert process.stdout  # noqa: S101
@@ -103,6 +111,8 @@ def _failure(path: Path, texts: Sequence[str], folder: Path, code: int | None, l
     how = "hung" if code is None else f"was killed by signal {-code}" if code < 0 else "failed"
     lines = [line for line in log.splitlines() if line.strip()] or ["it said nothing"]
     told = [line for line in lines if "error" in line.lower()][-1:] + lines[-1:]
+    if code == -signal.SIGILL:
+        told.append(REFUSED_INSTRUCTION)
     return f"{path.name}: llama.cpp {how}{_where(texts, folder)}: {'; '.join(dict.fromkeys(told))}"
 
 
