@@ -237,16 +237,16 @@ def test_lanes_sum_up_what_every_token_gives(lanes: int, tiny_model: Path, monke
     rows, exact = (seen_by(each, later.names[0], texts).double() for each in (changed, untouched))
     centred, lost = rows - rows.mean(0), (exact - exact.mean(0)) - (rows - rows.mean(0))
     assert found is not None
-    torch.testing.assert_close(found.second.double(), rows.T @ rows / len(rows), atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(found.lost.double(), (exact - rows).T @ rows / len(rows), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(found.plain.hessian.double(), rows.T @ rows / len(rows), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(found.mean.double(), rows.mean(0), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(found.fp32_mean.double(), exact.mean(0), atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(found.centred.hessian.double(), centred.T @ centred / len(rows), atol=1e-4, rtol=1e-3)
-    whole = centred.T @ centred / len(rows)
-    damped = whole + CORRECTION_DAMPING * whole.diagonal().mean() * torch.eye(len(whole))
-    expected = CORRECTION * (lost.T @ centred / len(rows)) @ torch.linalg.inv(damped)
-    torch.testing.assert_close(found.centred.correction.double(), expected, atol=1e-3, rtol=1e-2)
-    assert expected.abs().max() > 0.01
+    for problem, inputs, missed in ((found.plain, rows, exact - rows), (found.centred, centred, lost)):
+        whole = inputs.T @ inputs / len(rows)
+        damped = whole + CORRECTION_DAMPING * whole.diagonal().mean() * torch.eye(len(whole))
+        expected = CORRECTION * (missed.T @ inputs / len(rows)) @ torch.linalg.inv(damped)
+        torch.testing.assert_close(problem.correction.double(), expected, atol=1e-3, rtol=1e-2)
+        assert expected.abs().max() > 0.01
 
 
 def test_rows_that_two_matrices_share_have_their_biases_corrected_once(tiny_model: Path, tmp_path: Path) -> None:
@@ -368,6 +368,25 @@ def test_layers_that_are_done_are_not_done_again(tiny_model: Path, tmp_path: Pat
     assert len(whole.fp32) == 12
     for name, values in whole.fp32.items():
         np.testing.assert_array_equal(values, resumed.fp32[name])
+
+
+def test_layers_that_wait_in_files_are_rounded_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    source, texts = open_source(str(tiny_model)), calibration_texts("builtin", 40)
+    whole, waiting = open_model(source), open_model(source)
+    biases = [name for name, _ in whole.transformers_model.named_parameters() if name.endswith("bias")]
+    (tmp_path / "layers").mkdir()
+    asked = texts, tiny_targets(source), biases
+    expected = round_layers(whole, *asked, Stages(tmp_path / "whole"), "key")
+    found = round_layers(waiting, *asked, Stages(tmp_path / "waiting"), "key", folder=tmp_path / "layers")
+    assert len(expected.codes) == 12
+    assert expected.codes.keys() == found.codes.keys()
+    for name, codes in expected.codes.items():
+        assert torch.equal(codes.values(), found.codes[name].values()), name
+    assert expected.fp32.keys() == found.fp32.keys()
+    for name, values in expected.fp32.items():
+        np.testing.assert_array_equal(values, found.fp32[name])
+    held = {".layer." in name: each.numel() for name, each in waiting.transformers_model.named_parameters()}
+    assert held[True] == 0 < held[False]
 
 
 # --- tuning

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from tierexport.base.errors import MachineError
+from tierexport.base.memory import give_back_large_blocks
 
 _NOISY = ("torchao", "torch.utils._pytree", "sentence_transformers", "transformers")
 
@@ -32,6 +33,7 @@ def import_sentence_transformers() -> Any:
     transformers draws bars: none is about the user's model.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    give_back_large_blocks()
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():

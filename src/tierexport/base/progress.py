@@ -29,12 +29,13 @@ class Stage:
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress = progress
         self._title = title
-        self._started = time.monotonic()
+        self._started = self._began = time.monotonic()
         self._estimated = False
         self._task = progress.add_task(title, total=None)
 
     def total(self, steps: int) -> None:
-        """Say how many steps there are."""
+        """Say how many steps there are; their time is estimated from now on."""
+        self._began = time.monotonic()
         self._progress.update(self._task, total=steps)
 
     def say(self, what: str) -> None:
@@ -47,16 +48,13 @@ class Stage:
         task = self._progress.tasks[0]
         if not self._estimated and task.total and task.completed >= ENOUGH * task.total:
             self._estimated = True
-            self._tell("about {} more", self._elapsed() * (task.total / task.completed - 1))
+            self._tell("about {} more", (time.monotonic() - self._began) * (task.total / task.completed - 1))
 
     def end(self) -> None:
         """Say that all is done."""
         task = self._progress.tasks[0]
         self._progress.update(task.id, total=task.total or 1, completed=task.total or 1)
-        self._tell("done in {}", self._elapsed())
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._started
+        self._tell("done in {}", time.monotonic() - self._started)
 
     def _tell(self, what: str, seconds: float) -> None:
         """A line on a long stage, where no bar is shown."""

@@ -1,5 +1,6 @@
 """Writes one format of a plan into an artifact folder, unless what is there was made from the same."""
 
+import tempfile
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -62,15 +63,19 @@ def _left_to_nearest(plan: FormatPlan, codes: Collection[str]) -> list[str]:
     return [row.tensor.name for row in plan.rows if row.rounding != "nearest" and row.tensor.name not in codes]
 
 
-def round_by_layers(fmt: Format, job: Job, model: "SentenceTransformer", done: Stages, key: str) -> Rounded:
-    """What error feedback makes of a job's matrices; `model`, in fp32, has the result's weights in the end."""
+def round_by_layers(
+    fmt: Format, job: Job, model: "SentenceTransformer", done: Stages, key: str, folder: Path | None = None
+) -> Rounded:
+    """What error feedback makes of a job's matrices; `model`, in fp32, has the result's weights in the end, or none where
+    its layers may wait in `folder`.
+    """
     from tierexport.quantize.layerwise import round_layers
 
     settings, targets = job.recipe.calibration, fmt.targets(job)
     texts = within(model, job.made.texts.texts, settings.tokens)
     with stage("Rounding layer by layer") as running:
         running.total(sum(each.tensor.parameters for each in targets if each.tensor.layer is not None))
-        return round_layers(model, texts, targets, _tunable(fmt, job, model), done, key, running.step)
+        return round_layers(model, texts, targets, _tunable(fmt, job, model), done, key, running.step, folder)
 
 
 def _tunable(fmt: Format, job: Job, model: "SentenceTransformer") -> list[str]:
@@ -84,10 +89,12 @@ def _rounded(fmt: Format, job: Job, done: Stages, key: str) -> Rounded:
     from tierexport.quantize.distill import distill
 
     model = open_model(job.source)
+    if job.recipe.rounding != "distill":
+        done.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=done.root) as folder:
+            return round_by_layers(fmt, job, model, done, key, Path(folder))
     tunable, texts = _tunable(fmt, job, model), within(model, job.made.texts.texts, job.recipe.calibration.tokens)
     rounded = round_by_layers(fmt, job, model, done, key)
-    if job.recipe.rounding != "distill":
-        return rounded
     with stage("Tuning") as running:
         running.total(TUNING_STEPS)
         return distill(model, open_model(job.source), texts, rounded, tunable, done, key, running.step)

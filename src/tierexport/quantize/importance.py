@@ -24,7 +24,7 @@ def measure_importance(
 ) -> Importance:
     """Sum of squared inputs of every Linear over `texts`, padding left out, in float64.
 
-    `progress`: called with the number of texts done since the last call. Raises CalibrationError when no token reaches a
+    `progress`: called with the number of tokens done since the last call. Raises CalibrationError when no token reaches a
     Linear.
     """
     observer = _Observer(model)
@@ -72,7 +72,7 @@ class _Observer:
             self._here.mask, self._here.seen = batch.mask, {}
             with torch.inference_mode():
                 self._model(dict(batch.features))
-            progress(len(batch.rows))
+            progress(int(batch.mask.sum()))
             seen: Seen = self._here.seen
             return seen
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from tierexport.quantize.gptq import Curvature, curvature_of
+from tierexport.quantize.gptq import Curvature, cholesky, curvature_of
 from tierexport.quantize.passes import Pass, Passes, Step
 
 CORRECTION = 0.5
@@ -33,8 +33,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Means over tokens: of x xᵀ and of (e - x) xᵀ, float32 (columns, columns), empty where only the means of x and of e
-    were asked for, float32 (columns,).
+    """Means over tokens of x and of e, float32 (columns,), and about them of x xᵀ and of (e - x) xᵀ, float32 (columns,
+    columns), empty where they were not asked for.
     """
 
     second: torch.Tensor
@@ -45,15 +45,15 @@ class Inputs:
     @cached_property
     def plain(self) -> Problem:
         """About zero: for a Linear whose bias can't change."""
-        return _problem(self.second, self.lost)
+        return _problem(
+            torch.addr(self.second, self.mean, self.mean),
+            torch.addr(self.lost, self.fp32_mean - self.mean, self.mean),
+        )
 
     @cached_property
     def centred(self) -> Problem:
         """About the means: for a Linear whose bias makes up for what the means lose."""
-        return _problem(
-            self.second - torch.outer(self.mean, self.mean),
-            self.lost - torch.outer(self.fp32_mean - self.mean, self.mean),
-        )
+        return _problem(self.second, self.lost.clone())
 
     def bias_change(self, weight: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
         """W · mean(e) - Ŵ · mean(x), (rows,), of fp32 and rounded weights, float32 (rows, columns)."""
@@ -107,11 +107,12 @@ def gathered(passes: Passes, step: Step, moments: bool) -> Inputs | None:
     if not lanes:
         return None
     tokens = sum(each.tokens for each in lanes)
-    mean, fp32_mean, *rest = [_total([each.parts.pop(0) for each in lanes]) / tokens for _ in range(4 if moments else 2)]
+    mean, fp32_mean, *rest = [_total([each.parts.pop(0) for each in lanes]).div_(tokens) for _ in range(4 if moments else 2)]
     if not moments:
         return Inputs(mean.new_empty(0, 0), mean.new_empty(0, 0), mean, fp32_mean)
     second, lost = rest
-    return Inputs(torch.tril(second) + torch.tril(second, -1).T, lost, mean, fp32_mean)
+    second.tril_().add_(torch.tril(second, -1).T)
+    return Inputs(second.addr_(mean, mean, alpha=-1), lost.addr_(fp32_mean - mean, mean, alpha=-1), mean, fp32_mean)
 
 
 def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -122,16 +123,19 @@ def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _problem(hessian: torch.Tensor, lost: torch.Tensor) -> Problem:
+    """The problem of these moments; `lost` is used up."""
     with ThreadPoolExecutor(1) as other:
         curvature = other.submit(curvature_of, hessian)
         return Problem(hessian, correction=correction(hessian, lost), curvature=curvature.result())
 
 
 def correction(hessian: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
-    """CORRECTION · D (H + λI)⁻¹, float32 (columns, columns); zeros where it can't be computed. `lost`: D."""
+    """CORRECTION · D (H + λI)⁻¹, float32 (columns, columns), in the place of `lost`, D; zeros where it can't be computed."""
     damped = hessian.clone()
     damped.diagonal().add_(CORRECTION_DAMPING * hessian.diagonal().mean())
-    lower, failed = torch.linalg.cholesky_ex(damped)
-    del damped
-    found = torch.cholesky_solve(lost.T, lower).T
-    return torch.zeros_like(lost) if failed or not torch.isfinite(found).all() else CORRECTION * found
+    if (lower := cholesky(damped)) is None:
+        return lost.zero_()
+    found = lost.T  # LAPACK's order, in which nothing is copied
+    torch.linalg.solve_triangular(lower, found, upper=False, out=found)
+    torch.linalg.solve_triangular(lower.T, found, upper=True, out=found)
+    return lost.mul_(CORRECTION) if torch.isfinite(lost).all() else lost.zero_()

@@ -29,6 +29,7 @@ from tierexport.quantize.codes import Codes, read_codes, write_codes
 from tierexport.quantize.gptq import Curvature, Request, objective
 from tierexport.quantize.grids import Grid
 from tierexport.quantize.inputs import Inputs, Problem, gathered
+from tierexport.quantize.layer_files import LayerFiles
 from tierexport.quantize.passes import Passes, Step
 from tierexport.quantize.rounding import round_matrices
 from tierexport.quantize.targets import Rounded, Target
@@ -45,24 +46,33 @@ def round_layers(
     stages: Stages,
     key: str,
     progress: Callable[[int], None] = lambda _: None,
+    folder: Path | None = None,
 ) -> Rounded:
     """The codes of every target that error feedback serves better than the format's own rounding, and corrected biases.
 
     `biases` names parameters that the format keeps in fp32; those that are a Linear's are corrected. The model holds in the
-    end what every target was rounded to whose rows it has. Each layer is kept in `stages` under `key` once it is done.
-    `progress`: called with the number of parameters done since the last call. Raises PlanError for a model without a list of
-    layers, or with none of a layer's matrices.
+    end what every target was rounded to whose rows it has; or, where `folder` is given, its layers lie there in files until
+    passes come to them, and are empty in the end. Each layer is kept in `stages` under `key` once it is done. `progress`:
+    called with the number of parameters done since the last call. Raises PlanError for a model without a list of layers, or
+    with none of a layer's matrices, MachineError when the disk is full.
     """
     passes = Passes(model, texts)
     work = Layerwise(passes, model.transformers_model, targets, biases)
+    files = LayerFiles(model, passes.layers, folder) if folder else None
     found = Layer()
     with passes.running():
+        if files:
+            files.load(0)
         work.begin()
         for layer in range(len(passes.layers)):
+            if files:
+                files.load(layer + 1)
             passes.keep_exact(layer + 1)
             done = _stored(work, layer, stages, key)
             work.leave(layer)
             passes.drop_exact(layer)
+            if files:
+                files.drop(layer)
             found.codes.update(done.codes)
             found.biases.update(done.biases)
             progress(sum(target.tensor.parameters for target in targets if target.tensor.layer == layer))

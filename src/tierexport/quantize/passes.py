@@ -109,9 +109,9 @@ class Passes:
         return [(Pass(self._model, each, True), Pass(self._model, each, False)) for each in given]
 
     def first_beyond(self, step: Step) -> Step | None:
-        """The step after this one, if that is in another layer."""
-        later = self.steps[step.number + 1 : step.number + 2]
-        return later[0] if later and later[0].layer != step.layer else None
+        """The step after this one, if that is not in the same layer; after the last there is one that no pass gets to."""
+        later = [*self.steps, Step(len(self.steps), len(self.layers), ())][step.number + 1]
+        return later if later.layer != step.layer else None
 
     def advance(self, step: Step, rounded: bool = True) -> None:
         """Take all passes to a step, or those in fp32 alone."""

@@ -7,7 +7,7 @@ from tierexport.base.progress import stage
 from tierexport.base.records import NO_IMATRIX, Imatrix
 from tierexport.base.stages import stage_key
 from tierexport.formats.gguf.imatrix import check_fits, read_imatrix, write_imatrix
-from tierexport.model.batches import within
+from tierexport.model.batches import prompted, token_ids, within
 from tierexport.model.encoder import open_model
 from tierexport.model.stages import source_stages
 from tierexport.recipe.plan import Plan
@@ -35,7 +35,7 @@ def _measured_imatrix(made: Plan, planned: FormatPlan) -> Path:
     def measure(folder: Path) -> None:
         model = open_model(made.source)
         texts = within(model, made.texts.texts, tokens)
-        running.total(len(texts))
+        running.total(sum(map(len, token_ids(model, prompted(model.prompts, texts)))))
         found = measure_importance(model, texts, dataset, running.step)
         write_imatrix(found, [row.tensor for row in planned.rows], folder / "imatrix.gguf")
 
