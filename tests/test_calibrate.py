@@ -113,7 +113,8 @@ def test_the_built_in_texts_are_many_and_varied(builtin: list[dict[str, str]]) -
 
 def test_no_built_in_text_is_nearly_another(builtin: list[dict[str, str]]) -> None:
     """No two share half of what the shorter one has, and none has much of the screen's or of the shipped retrieval set's."""
-    judged = [*screen(), *read_beir(BUILTIN / "retrieval").documents, *read_beir(BUILTIN / "retrieval").queries]
+    sentences = [text for language in NAMES for text in screen(language)]
+    judged = [*sentences, *read_beir(BUILTIN / "retrieval").documents, *read_beir(BUILTIN / "retrieval").queries]
     texts = [shingles(text["text"]) for text in builtin] + [shingles(text) for text in judged]
     holders: dict[str, list[int]] = {}
     for number, parts in enumerate(texts):
@@ -122,7 +123,9 @@ def test_no_built_in_text_is_nearly_another(builtin: list[dict[str, str]]) -> No
     shared = collections.Counter(pair for each in holders.values() for pair in itertools.combinations(each, 2))
     alike = [(one, other) for (one, other), count in shared.items() if count > 0.5 * min(len(texts[one]), len(texts[other]))]
     assert [builtin[one]["text"][:80] for one, _ in alike if one < len(builtin)] == []
-    assert len(screen()) == len(set(screen())) == 143
+    assert len(screen()) == 143
+    assert {len(screen(each)) for each in NAMES if each != "en"} == {14}
+    assert len(sentences) == len(set(sentences)) == 143 + 14 * (len(NAMES) - 1)
 
 
 def test_english_alone_is_worth_a_hundred_thousand_tokens(minilm: Source) -> None:

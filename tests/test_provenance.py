@@ -197,7 +197,7 @@ def named(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterato
     place = tmp_path_factory.mktemp("private")
     write_source(place / "little", tiny_model)
     shutil.copytree(BUILTIN / "retrieval", place / "my-set")
-    lines = (BUILTIN / "screen.txt").read_text("utf-8").splitlines()
+    lines = (BUILTIN / "screen" / "en.txt").read_text("utf-8").splitlines()
     (place / "mine.txt").write_text("\n".join(lines[:40]), "utf-8")
     rows = (f"{number % 5}\t{one}\t{other}" for number, (one, other) in enumerate(zip(lines[:20], lines[20:40], strict=True)))
     (place / "pairs.tsv").write_text("\n".join(rows), "utf-8")

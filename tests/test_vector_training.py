@@ -29,6 +29,8 @@ from tierexport.vectors.codecs import TOP
 from tierexport.vectors.encoder import open_encoder
 from tierexport.vectors.storage import read_codec
 
+SCREEN = BUILTIN / "screen" / "en.txt"
+
 SHORT = Schedule(steps=60, every=20, batch=64, contrast=0.5)
 
 
@@ -202,14 +204,12 @@ def test_a_trained_model_is_a_model(tiny_model: Path, some_pairs: Path, tmp_path
     codec, codes = read_codec(out / "codec.safetensors")
     assert (codec.level, codec.bytes, codes) == ("binary", 8, None)
 
-    encoded = run(
-        "vectors", "encode", out, BUILTIN / "screen.txt", "--codec", out / "codec.safetensors", "--out", tmp_path / "v"
-    )
+    encoded = run("vectors", "encode", out, SCREEN, "--codec", out / "codec.safetensors", "--out", tmp_path / "v")
     assert encoded.exit_code == 0, encoded.stderr
     again, packed = read_codec(tmp_path / "v")
     assert packed is not None
     assert packed.shape == (143, 8)
-    sentences = (BUILTIN / "screen.txt").read_text("utf-8").splitlines()
+    sentences = (SCREEN).read_text("utf-8").splitlines()
     vectors = st.SentenceTransformer(str(out), device="cpu").encode(sentences)
     assert (again.encode(vectors) != packed).mean() < 0.01  # a value at zero may fall either way
 
@@ -289,7 +289,7 @@ def test_a_head_may_be_wider(tiny_model: Path, some_pairs: Path, tmp_path: Path)
     options = ("--pairs", some_pairs, "--level", "binary", "--widen", "2", "--steps", "6", "--every", "3", "--contrast", "1")
     done = run("vectors", "train", tiny_model, *options, "--out", tmp_path / "wide", "--json")
     assert done.exit_code == 0, done.stderr
-    st, sentences = import_sentence_transformers(), (BUILTIN / "screen.txt").read_text("utf-8").splitlines()
+    st, sentences = import_sentence_transformers(), (SCREEN).read_text("utf-8").splitlines()
     models = (st.SentenceTransformer(str(each), device="cpu") for each in (tiny_model, tmp_path / "wide"))
     plain, wide = (each.encode(sentences) for each in models)
     assert wide.shape == (143, 128)
@@ -356,15 +356,15 @@ def test_a_codec_of_another_model_is_refused(tiny_model: Path, some_pairs: Path,
     BertModel(BertConfig.from_pretrained(tiny_model)).save_pretrained(other)
     run("vectors", "fit", tiny_model, "--level", "int8", "--out", tmp_path / "codec")
     options = ("--codec", tmp_path / "codec", "--out", tmp_path / "v")
-    assert run("vectors", "encode", half, BUILTIN / "screen.txt", *options).exit_code == 0
+    assert run("vectors", "encode", half, SCREEN, *options).exit_code == 0
     (tmp_path / "v").unlink()
-    refused = run("vectors", "encode", other, BUILTIN / "screen.txt", *options)
+    refused = run("vectors", "encode", other, SCREEN, *options)
     assert refused.exit_code == 2
     assert "the codec is for another model than other" in refused.stderr
     assert not (tmp_path / "v").exists()
     trained = ("--pairs", some_pairs, "--level", "binary", "--steps", "3", "--every", "3", "--out", tmp_path / "trained")
     assert run("vectors", "train", tiny_model, *trained).exit_code == 0
-    refused = run("vectors", "encode", other, BUILTIN / "screen.txt", "--codec", tmp_path / "trained" / "codec.safetensors")
+    refused = run("vectors", "encode", other, SCREEN, "--codec", tmp_path / "trained" / "codec.safetensors")
     assert "another model than other" in refused.stderr
 
 
@@ -409,14 +409,14 @@ def test_fit_and_what_is_wrong(tiny_model: Path, some_pairs: Path, tmp_path: Pat
     other = run("vectors", "fit", tiny_model, "--level", "binary", "--asymmetric", "--out", tmp_path / "documents")
     assert other.exit_code == 0, other.stderr
     made = ("--codec", tmp_path / "documents", "--out", tmp_path / "v")
-    assert run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", *made).exit_code == 0
-    asked = run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", *made, "--queries")
+    assert run("vectors", "encode", tiny_model, SCREEN, *made).exit_code == 0
+    asked = run("vectors", "encode", tiny_model, SCREEN, *made, "--queries")
     assert asked.exit_code == 2
     assert "leaves queries unquantized" in asked.stderr
     nowhere = run("vectors", "encode", tiny_model, "nowhere.txt", *made)
     assert nowhere.exit_code == 2
     assert "there is no file or folder nowhere.txt" in nowhere.stderr
-    wrong = run("vectors", "encode", tiny_model, BUILTIN / "screen.txt", "--codec", tmp_path / "none", "--out", tmp_path / "v")
+    wrong = run("vectors", "encode", tiny_model, SCREEN, "--codec", tmp_path / "none", "--out", tmp_path / "v")
     assert wrong.exit_code == 2
     assert "is no codec" in wrong.stderr
 

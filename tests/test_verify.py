@@ -70,6 +70,27 @@ def test_blocks_don_t_show(minilm: Source, tmp_path: Path, monkeypatch: pytest.M
     assert whole.ids(3) == parts.ids(3) == model.tokenizer(texts[3])["input_ids"]
 
 
+def test_a_model_of_several_languages_is_screened_in_each(tiny_model: Path, tmp_path: Path) -> None:
+    """Those that its card names, English always; figures by language in verify.json, table, page and card."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (folder / "README.md").write_text("---\nlicense: mit\nlanguage: [de, el, English]\n---\n")
+    options = ("--set", f"model={folder}", "--set", "rounding=nearest")
+    built = build(RECIPES / "int8.toml", tmp_path / "out", *options)
+    for verdict in built.results.values():
+        found = {each["language"]: each for each in verdict["languages"]}
+        assert {name: each["texts"] for name, each in found.items()} == {"en": 143, "de": 14, "el": 14}
+        assert verdict["texts"] == len(verdict["cosines"]) == 171
+        assert found["el"]["cos_mean"] == pytest.approx(np.mean(verdict["cosines"][-14:]))
+        assert found["de"]["cos_mean_ci"][0] < found["de"]["cos_mean"] < found["de"]["cos_mean_ci"][1]
+        assert {each["tokens_equal"] for each in found.values()} == {1}
+    shown = f"{built.results['gguf']['languages'][1]['cos_mean']:.5f}"
+    for page in ("README.md", "report.html"):
+        text = (tmp_path / "out" / page).read_text("utf-8")
+        assert "German" in text
+        assert shown in text
+    assert "German" in run("verify", tmp_path / "out").stdout
+
+
 def test_verify_scores_retrieval_and_rewrites_the_reports(three_tier: Built, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(three_tier.folder, tmp_path / "three_tier"))
     (tmp_path / "sts.tsv").write_text(

@@ -23,6 +23,7 @@ from tierexport.formats.export import export, layers_done
 from tierexport.formats.gguf.imatrix import portable_bytes
 from tierexport.formats.job import Job
 from tierexport.model.encoder import check_complete
+from tierexport.model.languages import languages_of
 from tierexport.model.reference import Reference
 from tierexport.model.source import open_source
 from tierexport.model.weights import check_finite
@@ -79,7 +80,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
     and its manifest says so.
     """
     made = plan(recipe_path, overrides)
-    material = read_material(made.recipe.verify)
+    material = read_material(made.recipe.verify, languages_of(made.source))
     out = out or Path("artifacts") / f"{made.source.name}-{made.recipe.name}"
     with building(out) as work:
         _check_weights(made)

@@ -31,6 +31,20 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
+class LanguageVerdict:
+    """How near an artifact's vectors are to fp32's on the screen's sentences in a language, which is named by its code."""
+
+    __pydantic_config__ = STRICT
+
+    language: str
+    texts: int
+    tokens_equal: float
+    cos_mean: float
+    cos_min: float
+    cos_mean_ci: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class RetrievalVerdict:
     """One retrieval set: means over its queries, and the paired difference of NDCG@10 to fp32.
 
@@ -148,7 +162,8 @@ class Verdict:
     fp32 on the same device, texts per second, taken in turns in one run, with the 95 % interval of their
     ratio; where the machine was not quiet enough there are none, and `texts_per_second_reason` says so.
     `vectors` is None where vectors were judged as they came, or the name of the codec that they were stored by before.
-    `probes`: of a GGUF, what became of texts of the kinds on which conversions go wrong.
+    `probes`: of a GGUF, what became of texts of the kinds on which conversions go wrong. `languages`: the fidelity in each
+    language of the screen, where there are several.
     """
 
     __pydantic_config__ = STRICT
@@ -171,6 +186,7 @@ class Verdict:
     sts: StsVerdict | None = None
     vectors: str | None = None
     probes: tuple[ProbeVerdict, ...] = ()
+    languages: tuple[LanguageVerdict, ...] = ()
 
     @property
     def label(self) -> str:

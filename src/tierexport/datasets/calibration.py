@@ -12,9 +12,9 @@ from tierexport.datasets.beir import part_text, text_files
 from tierexport.datasets.textfiles import BUILTIN, TEXT_COLUMNS, as_text, checked_text, read_lines, read_records
 
 
-def screen() -> list[str]:
-    """The 143 sentences that the quick check at the end of a build encodes."""
-    return (BUILTIN / "screen.txt").read_text("utf-8").splitlines()
+def screen(language: str = "en") -> list[str]:
+    """The sentences of the quick check at the end of a build: 143 in English, 14 in each other language with built-in texts."""
+    return (BUILTIN / "screen" / f"{language}.txt").read_text("utf-8").splitlines()
 
 
 def calibration_texts(name: str, count: int, languages: Sequence[str] = ("en",)) -> list[Text]:

@@ -44,6 +44,11 @@ NAMES = {
 """English name and three-letter code (ISO 639-3) of each language with built-in texts, by its two-letter code (ISO 639-1)."""
 
 
+def language_name(code: str) -> str:
+    """What a language is called in English, or its code where that is not known."""
+    return NAMES.get(code, (code,))[0]
+
+
 def languages_of(source: Source) -> list[str]:
     """The codes of those languages with built-in texts that the source's card names, or all where it is for many.
 

@@ -19,6 +19,7 @@ from tierexport.formats.protocol import Format
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.batches import prompt_for
 from tierexport.report.head import head_fields, unstated
+from tierexport.report.languages import language_table
 from tierexport.report.page import tier_map
 
 QUESTION = "How do I fix a flat tire?"
@@ -56,6 +57,7 @@ def render_card(manifest: Manifest, found: Verification, document: str, access: 
         rounding=[line for artifact in artifacts for line in _rounding_lines(artifact)],
         maps=[tier_map(artifact) for artifact in artifacts],
         sentences=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
+        languages=language_table(found),
         speeds=list(_speed_lines(found)),
         retrieval=[(verdict, each) for verdict in found.verdicts for each in verdict.retrieval_shown],
         sts=[(verdict, verdict.sts) for verdict in found.verdicts if verdict.sts],

@@ -11,6 +11,7 @@ from tierexport.artifact.verdicts import Verification
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.roles import ROLES
 from tierexport.report import charts
+from tierexport.report.languages import language_table
 from tierexport.report.tables import colour_bits
 
 
@@ -24,6 +25,7 @@ def render_page(manifest: Manifest, found: Verification) -> str:
         found=found,
         texts=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
         maps=[tier_map(artifact) for artifact in manifest.artifacts],
+        languages=language_table(found),
         histograms=list(charts.histograms(found)),
         intervals=list(charts.intervals(judged)),
         queries=list(charts.differences(judged)),

@@ -18,6 +18,7 @@ from tierexport.model.roles import ROLES, UNQUANTIZED_ROLE
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
 from tierexport.report.comparison import Compared
+from tierexport.report.languages import LanguageTable, language_table
 from tierexport.search.found import Found, Frontier
 from tierexport.search.layer_map import ModelMap
 
@@ -78,6 +79,8 @@ def sizes_table(manifest: Manifest) -> Table:
 def verification_tables(found: Verification) -> Iterator[Table]:
     """Fidelity of each artifact on each device, retrieval, sentence similarity, gates."""
     yield _fidelity_table(found)
+    if languages := language_table(found):
+        yield _languages_table(languages)
     if any(verdict.retrieval for verdict in found.verdicts):
         yield _retrieval_table(found)
     if any(verdict.sts for verdict in found.verdicts):
@@ -109,6 +112,15 @@ def _fidelity_cells(fidelity: Fidelity) -> Iterator[str]:
     yield from (f"{each:.5f}" for each in (fidelity.cos_mean, fidelity.cos_p1, fidelity.cos_min))
     yield from (f"{fidelity.top10_retention:.4f}", "{:.4f} to {:.4f}".format(*fidelity.top10_ci))
     yield f"{fidelity.rank_correlation:.5f}"
+
+
+def _languages_table(found: LanguageTable) -> Table:
+    table = new_table(
+        "mean cosine by language, 95 % intervals", "language", "texts", *found.columns, right=["texts", *found.columns]
+    )
+    for row in found.rows:
+        table.add_row(row.name, str(row.texts), *row.cells)
+    return table
 
 
 def _retrieval_table(found: Verification) -> Table:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from tierexport.artifact.verdicts import Fidelity
+from tierexport.artifact.verdicts import Fidelity, LanguageVerdict
 from tierexport.base.errors import ArtifactError
 from tierexport.base.records import Encoded
 from tierexport.metrics.similarity import COSINE, NEIGHBOURS, Similarity, cosines, neighbours_kept
@@ -49,6 +49,25 @@ def measure(
         rank_correlation=float(stats.spearmanr(*(each[pairs] for each in every)).statistic),
         cos_mean_ci=mean_interval(near),
         top10_ci=mean_interval(kept),
+    )
+
+
+def by_language(
+    reference: Encoded, found: Encoded, same: npt.NDArray[np.bool_], languages: Sequence[str]
+) -> tuple[LanguageVerdict, ...]:
+    """The fidelity in each language, nothing where there is but one; `same` and `languages` are of each text."""
+    near, spoken = cosines(np.asarray(reference.vectors), np.asarray(found.vectors)), np.array(languages)
+    different = dict.fromkeys(languages)
+    return tuple(
+        LanguageVerdict(
+            language=each,
+            texts=int((spoken == each).sum()),
+            tokens_equal=float(same[spoken == each].mean()),
+            cos_mean=float(near[spoken == each].mean()),
+            cos_min=float(near[spoken == each].min()),
+            cos_mean_ci=mean_interval(near[spoken == each]),
+        )
+        for each in (different if len(different) > 1 else ())
     )
 
 

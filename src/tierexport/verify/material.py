@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from tierexport.base.errors import DataError
@@ -27,15 +27,21 @@ class TextGroup:
 
 @dataclass(frozen=True)
 class Material:
-    """The texts of a verification: the screen, retrieval sets, and sentence pairs."""
+    """The texts of a verification: the screen, in `languages`, by their codes; retrieval sets; and sentence pairs."""
 
     sets: tuple[RetrievalSet, ...] = ()
     sts: SentencePairs | None = None
+    languages: tuple[str, ...] = ("en",)
 
     @functools.cached_property
     def screen(self) -> TextGroup:
-        """The built-in sentences."""
-        return TextGroup("screen", "passage", tuple(screen()))
+        """The built-in sentences, language by language."""
+        return TextGroup("screen", "passage", tuple(text for each in self.languages for text in screen(each)))
+
+    @functools.cached_property
+    def screen_languages(self) -> tuple[str, ...]:
+        """The language of each sentence of the screen."""
+        return tuple(each for each in self.languages for _ in screen(each))
 
     @property
     def largest(self) -> TextGroup:
@@ -95,11 +101,13 @@ def pairs_of(pairs: SentencePairs) -> TextGroup:
     return TextGroup("sts", "passage", pairs.sentences)
 
 
-def read_material(settings: VerifySettings) -> Material:
-    """Read what a recipe or a command names. Raises DataError, or MachineError for a hub out of reach."""
+def read_material(settings: VerifySettings, languages: Iterable[str] = ()) -> Material:
+    """Read what a recipe or a command names; the screen has English sentences and those in these languages.
+
+    Raises DataError, or MachineError for a hub out of reach.
+    """
+    screened = tuple(dict.fromkeys(["en", *languages]))
     sets = tuple(read_retrieval_set(each) for each in settings.data)
     if twice := [name for name, count in Counter(each.name for each in sets).items() if count > 1]:
         raise DataError(f"two retrieval sets are named {twice[0]!r}: nobody could tell their figures apart")
-    if settings.sts is None:
-        return Material(sets)
-    return Material(sets, read_sts(expanded(settings.sts)))
+    return Material(sets, read_sts(expanded(settings.sts)) if settings.sts else None, screened)

@@ -9,6 +9,7 @@ from tierexport.artifact.manifest import Manifest, TextsEntry
 from tierexport.base.errors import ArtifactError, DataError
 from tierexport.base.records import Source
 from tierexport.formats.artifacts import artifacts_at
+from tierexport.model.languages import languages_of
 from tierexport.model.source import open_source
 from tierexport.recipe.gates import Gate
 from tierexport.recipe.plan import Plan
@@ -45,7 +46,7 @@ def anybodys(target: Path, model: str | None, settings: VerifySettings, codec: P
     if model is None:
         raise ArtifactError(f"{target} was not made by tierexport build: name its fp32 model with --model")
     source, stored = open_source(model), read_codec(codec)[0] if codec else None
-    return _checked(Subject(_artifacts(target), source, read_material(settings), (), stored))
+    return _checked(Subject(_artifacts(target), source, read_material(settings, languages_of(source)), (), stored))
 
 
 def of_build(target: Path, manifest: Manifest, model: str | None, settings: VerifySettings) -> Subject:
@@ -59,7 +60,8 @@ def of_build(target: Path, manifest: Manifest, model: str | None, settings: Veri
         raise ArtifactError(f"{target} was made from another model than {source.spec}: their digests differ")
     known = read_recipe(target / RECIPE).verify
     others = settings.data or settings.sts
-    material = read_material(settings) if others else _its_material(known, manifest.texts, target)
+    speaks = languages_of(source)
+    material = read_material(settings, speaks) if others else _its_material(known, manifest.texts, target, speaks)
     return _checked(Subject(_artifacts(target), source, material, known.gates, codec))
 
 
@@ -72,10 +74,10 @@ def _codec_of(target: Path, manifest: Manifest) -> Codec | None:
     return codec
 
 
-def _its_material(settings: VerifySettings, texts: Sequence[TextsEntry], folder: Path) -> Material:
+def _its_material(settings: VerifySettings, texts: Sequence[TextsEntry], folder: Path, languages: Sequence[str]) -> Material:
     """What the recipe in a folder verifies on."""
     try:
-        return read_material(relocated(settings, texts))
+        return read_material(relocated(settings, texts), languages)
     except DataError as error:
         raise DataError(f"{error}; the recipe in {folder} names it, and --data or --sts name others in its place") from error
 

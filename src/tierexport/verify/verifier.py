@@ -108,6 +108,7 @@ class _Judging:
             tokens_share=float(same.mean()),
             token_examples=fidelity.token_examples(self.material.screen.texts, reference, ours, same),
             fidelity=fidelity.measure(reference, ours, None, similarity),
+            languages=fidelity.by_language(reference, ours, same, self.material.screen_languages),
             cosines=tuple(float(each) for each in cosines(np.asarray(reference.vectors), np.asarray(ours.vectors))),
             same_tokens=fidelity.measure(reference, ours, same, similarity) if not same.all() and same.sum() > 10 else None,
             retrieval=tuple(
