@@ -46,7 +46,7 @@ def _roles() -> Iterator[str]:
 
 
 def _gates() -> Iterator[str]:
-    named = [("the 143 sentences", FIDELITY_GATES), ("every retrieval set", tuple(RETRIEVAL_GATES))]
+    named = [("the sentences of the screen", FIDELITY_GATES), ("every retrieval set", tuple(RETRIEVAL_GATES))]
     yield from _rows(("measured on", "metrics"), [(where, ", ".join(f"`{each}`" for each in gates)) for where, gates in named])
     yield ""
     yield f"`{STORED}` before a metric: of the vectors as `[vectors]` stores them."
