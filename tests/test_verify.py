@@ -16,7 +16,7 @@ from scipy import stats
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel
 
-from conftest import MINILM, RECIPES, Built, build, encoded, run
+from conftest import MINILM, RECIPES, Built, build, encoded, random_bert, run
 from manifests import manifest_of
 from tierexport import pipeline
 from tierexport.artifact.verdicts import Fidelity, Verdict
@@ -89,6 +89,25 @@ def test_a_model_of_several_languages_is_screened_in_each(tiny_model: Path, tmp_
         assert "German" in text
         assert shown in text
     assert "German" in run("verify", tmp_path / "out").stdout
+
+
+def test_long_texts_are_judged_where_a_model_reads_them(minilm: Source, three_tier: Built, tmp_path: Path) -> None:
+    """By length in verify.json, table, page and card; nothing of a model that reads 256 tokens."""
+    folder = tmp_path / "model"
+    random_bert(folder, minilm.path, initializer_range=0.2, max_position_embeddings=2048)
+    for file, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        settings = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(settings | {key: 2048}))
+    built = build(RECIPES / "f16.toml", tmp_path / "out", "--set", f"model={folder}")
+    for verdict in built.results.values():
+        assert [each["texts"] for each in verdict["lengths"]] == [8, 2]
+        for length, each in zip((512, 2048), verdict["lengths"], strict=True):
+            assert 0.9 * length < each["tokens"] <= length
+            assert 0.9999 < each["cos_min"] <= each["cos_mean"]
+    for page in ("README.md", "report.html"):
+        assert f"{built.results['gguf']['lengths'][1]['tokens']:,}" in (tmp_path / "out" / page).read_text("utf-8")
+    assert "by length of texts" in run("verify", tmp_path / "out").stdout
+    assert three_tier.results["gguf"]["lengths"] == []
 
 
 def test_verify_scores_retrieval_and_rewrites_the_reports(three_tier: Built, tmp_path: Path) -> None:

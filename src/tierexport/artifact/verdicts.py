@@ -45,6 +45,18 @@ class LanguageVerdict:
 
 
 @dataclass(frozen=True)
+class LengthVerdict:
+    """How near an artifact's vectors are to fp32's on texts of so many tokens, on average."""
+
+    __pydantic_config__ = STRICT
+
+    tokens: int
+    texts: int
+    cos_mean: float
+    cos_min: float
+
+
+@dataclass(frozen=True)
 class RetrievalVerdict:
     """One retrieval set: means over its queries, and the paired difference of NDCG@10 to fp32.
 
@@ -163,7 +175,7 @@ class Verdict:
     ratio; where the machine was not quiet enough there are none, and `texts_per_second_reason` says so.
     `vectors` is None where vectors were judged as they came, or the name of the codec that they were stored by before.
     `probes`: of a GGUF, what became of texts of the kinds on which conversions go wrong. `languages`: the fidelity in each
-    language of the screen, where there are several.
+    language of the screen, where there are several; `lengths`: that on long texts, of a model that reads 512 tokens or more.
     """
 
     __pydantic_config__ = STRICT
@@ -187,6 +199,7 @@ class Verdict:
     vectors: str | None = None
     probes: tuple[ProbeVerdict, ...] = ()
     languages: tuple[LanguageVerdict, ...] = ()
+    lengths: tuple[LengthVerdict, ...] = ()
 
     @property
     def label(self) -> str:

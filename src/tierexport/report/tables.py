@@ -81,6 +81,8 @@ def verification_tables(found: Verification) -> Iterator[Table]:
     yield _fidelity_table(found)
     if languages := language_table(found):
         yield _languages_table(languages)
+    if any(verdict.lengths for verdict in found.verdicts):
+        yield _lengths_table(found)
     if any(verdict.retrieval for verdict in found.verdicts):
         yield _retrieval_table(found)
     if any(verdict.sts for verdict in found.verdicts):
@@ -120,6 +122,16 @@ def _languages_table(found: LanguageTable) -> Table:
     )
     for row in found.rows:
         table.add_row(row.name, str(row.texts), *row.cells)
+    return table
+
+
+def _lengths_table(found: Verification) -> Table:
+    table = new_table("by length of texts", "format", "device", "tokens", "texts", "cos mean", "cos min",
+                      right=("tokens", "texts", "cos mean", "cos min"))  # fmt: skip
+    for verdict in found.verdicts:
+        for each in verdict.lengths:
+            numbers = (f"{each.tokens:,}", str(each.texts), f"{each.cos_mean:.5f}", f"{each.cos_min:.5f}")
+            table.add_row(verdict.label, verdict.device, *numbers)
     return table
 
 

@@ -20,6 +20,7 @@ from tierexport.model.reference import Reference
 from tierexport.model.vector_store import VectorStore
 from tierexport.vectors.codecs import Codec
 from tierexport.verify import fidelity, gates, retrieval, sts
+from tierexport.verify.lengths import by_length
 from tierexport.verify.material import Encodings, Material, TextGroup
 from tierexport.verify.opened import Judged, OpenArtifact, why_not
 from tierexport.verify.probes import probes
@@ -57,12 +58,12 @@ class _Judging:
         try:
             with closing(OpenArtifact(artifact, device, self.reference)) as opened:
                 found = self._encoded(opened, expected)
-                probed, speed = self._probed(opened), self._speed(opened)
+                probed, lengths, speed = self._probed(opened), by_length(opened), self._speed(opened)
         except (ArtifactError, MachineError) as error:
             why = str(error).replace(f"{artifact.path.parent}/", "")  # which a reader of verify.json does not have
             yield Verdict(artifact.format, device, "failed", why)
             return
-        yield replace(self._judged(artifact, device, expected, found), **_told(speed), probes=probed)
+        yield replace(self._judged(artifact, device, expected, found), **_told(speed), probes=probed, lengths=lengths)
         if self.codec:
             verdict = self._judged(artifact, device, expected, found.stored(self.codec))
             yield replace(verdict, vectors=self.codec.name, token_examples=())
