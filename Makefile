@@ -28,6 +28,7 @@ bench: .venv/installed tools  ## performance, as ratios taken side by side
 	$(BIN)/python benchmarks/passages.py
 	$(BIN)/python benchmarks/quantizing.py
 	$(BIN)/python benchmarks/rounding.py
+	$(BIN)/python benchmarks/deep.py
 	$(BIN)/python benchmarks/scoring.py
 
 docs: .venv/installed  ## the tables of docs/recipes.md, from the code
