@@ -30,8 +30,12 @@ CLASS_OF_TYPE = {
     "roberta": "RobertaModel",
     "xlm-roberta": "XLMRobertaModel",
     "camembert": "XLMRobertaModel",
+    "jina_embeddings_v3": "XLMRobertaModel",
+    "nomic_bert": "NomicBertModel",
+    "t5": "T5EncoderModel",
+    "mistral": "MistralForCausalLM",
 }
-"""The converter's class of an encoder, by `model_type`, by which transformers loads one, too, whatever `architectures` says."""
+"""The converter's class of a model, by `model_type`, by which transformers loads one, too, whatever `architectures` says."""
 
 PREFIXES = ("bert.", "ernie.", "electra.", "distilbert.", "roberta.", "camembert.")
 """What checkpoints of a model with a head put before the encoder's names."""
@@ -39,8 +43,15 @@ PREFIXES = ("bert.", "ernie.", "electra.", "distilbert.", "roberta.", "camembert
 HEADS = ("lm_head.", "cls.", "classifier.", "qa_outputs.", "pooler.", "discriminator_predictions.", "generator_", "vocab_")
 """Tensors of heads that no embedding uses."""
 
-STALE = ("vocab.txt", "sentencepiece.bpe.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
-"""Files of a tokenizer that say the same as tokenizer.json, or something older."""
+NOMIC = {
+    "n_positions": 8192, "max_trained_positions": 2048, "activation_function": "swiglu", "causal": False, "qkv_proj_bias": False,
+    "mlp_fc1_bias": False, "mlp_fc2_bias": False, "prenorm": False, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+}  # fmt: skip
+"""What the converter asks of a Nomic-BERT's config.json: every model of transformers' class is like that, and does not say so."""
+
+STALE = ("vocab.txt", "sentencepiece.bpe.model", "spiece.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+"""Files of an encoder's tokenizer that say the same as tokenizer.json, or something older."""
 
 UNUSED_OUTPUT = "output.weight"
 """The head of a decoder; llama.cpp takes the token table where there is none."""
@@ -111,30 +122,101 @@ def class_of(hparams: dict[str, Any]) -> type[Any]:
     """The converter's class for a model."""
     import conversion
 
-    known = CLASS_OF_TYPE.get(str(hparams.get("model_type")))
+    kind = str(hparams.get("model_type"))
+    known = CLASS_OF_TYPE.get(kind)
     found: type[Any] = conversion.get_model_class(
         known or conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
     )
+    if kind in OTHER_KIN:
+        return OTHER_KIN[kind](found)
     return as_encoder(found, bool(hparams.get("use_task_id"))) if known else found
+
+
+def as_jina_v3(model_class: type[Any]) -> type[Any]:
+    """Jina's third model as transformers has it: XLM-R with rotary positions, its adapters apart from it."""
+    import gguf
+
+    class JinaV3(as_encoder(model_class, False)):  # type: ignore[misc]  # the base is known at run time only
+        model_arch = gguf.MODEL_ARCH.JINA_BERT_V3
+
+    return JinaV3
+
+
+def as_nomic(model_class: type[Any]) -> type[Any]:
+    """A Nomic-BERT class that reads the configuration that transformers 5 saves, too."""
+    import conversion
+
+    class Nomic(model_class):  # type: ignore[misc]  # the base is known at run time only
+        model_arch = model_class.model_arch
+
+        def __init__(self, folder: Path, *arguments: Any, **options: Any) -> None:
+            stated = conversion.ModelBase.load_hparams(folder, False)
+            super().__init__(folder, *arguments, **{**options, "hparams": {**NOMIC, **stated}})
+
+    return Nomic
+
+
+def as_t5_encoder(model_class: type[Any]) -> type[Any]:
+    """The encoder of whatever T5 there is; llama.cpp would let no token see those after it, unless the file says otherwise."""
+
+    class T5Encoder(model_class):  # type: ignore[misc]  # the base is known at run time only
+        model_arch = model_class.model_arch
+
+        @classmethod
+        def filter_tensors(cls, item: tuple[str, Callable[[], Any]]) -> tuple[str, Callable[[], Any]] | None:
+            if item[0].startswith(("decoder.", "lm_head.")):
+                return None
+            found: tuple[str, Callable[[], Any]] | None = super().filter_tensors(item)
+            return found
+
+        def set_gguf_parameters(self) -> None:
+            super().set_gguf_parameters()
+            self.gguf_writer.add_causal_attention(False)
+
+    return T5Encoder
+
+
+def as_decoder(model_class: type[Any]) -> type[Any]:
+    """A decoder's class that takes the model saved without its head, whose names lack a prefix."""
+
+    class Decoder(model_class):  # type: ignore[misc]  # the base is known at run time only
+        model_arch = model_class.model_arch
+
+        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
+            whole = name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+            yield from super().modify_tensors(data_torch, whole, bid)
+
+    return Decoder
+
+
+OTHER_KIN: dict[str, Callable[[type[Any]], type[Any]]] = {
+    "jina_embeddings_v3": as_jina_v3,
+    "nomic_bert": as_nomic,
+    "t5": as_t5_encoder,
+    "mistral": as_decoder,
+}
+"""What is mended of a class that is not BERT's or RoBERTa's, by `model_type`."""
 
 
 def mended(request: dict[str, Any], scratch: Path) -> tuple[Path, type[Any]]:
     """The folder to convert, and the converter's class for it with what it gets wrong put right."""
     import conversion
     from conversion.bert import BertModel, ModernBertModel
+    from conversion.t5 import T5EncoderModel
     from transformers import AutoTokenizer
 
     folder = Path(request["model"])
     model_class = class_of(conversion.ModelBase.load_hparams(folder, False))
-    if not issubclass(model_class, BertModel):
-        return folder, with_ends(model_class, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if not issubclass(model_class, BertModel | T5EncoderModel):
+        return folder, with_ends(model_class, loaded)
     folder = as_loaded(folder, request["tokenizer_arguments"], scratch)
     if issubclass(model_class, ModernBertModel):
         model_class = with_old_names(model_class)
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file():
         model_class = with_vocabulary(model_class, json.loads(tokenizer.read_text("utf-8")), request["lowercase"])
-    return folder, model_class
+    return folder, with_ends(model_class, loaded) if issubclass(model_class, T5EncoderModel) else model_class
 
 
 def with_old_names(model_class: type[Any]) -> type[Any]:

@@ -16,6 +16,19 @@ KNOWN_WORDPIECE = "bert-bge"
 BYTE_LEVEL = "roberta-bpe"
 """The name of GPT-2's pre-tokenizer with a separator at the end, as RoBERTa has it."""
 
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+PRE_TOKENIZERS = {
+    (QWEN_WORDS, False): "qwen2",
+    (QWEN_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|"), False): "smaug-bpe",
+    (QWEN_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|"), True): "llama-bpe",
+}
+"""llama.cpp's names of what cuts words before byte pairs are merged (llama-vocab.cpp), by the pattern in tokenizer.json and by
+whether a word that is a token is left whole (`ignore_merges`): the two patterns that most decoders have, Qwen's and Llama 3's.
+"""
+
 ADDED_SCORE = 0.0
 FILLER_SCORE = -10000.0
 
@@ -88,7 +101,8 @@ def _unigram(model_class: type[Any], tokenizer: Mapping[str, Any]) -> type[Any]:
             writer.add_token_types([kind for _, _, kind in pieces])
             writer.add_add_space_prefix(_adds_prefix(tokenizer))
             writer.add_remove_extra_whitespaces(_removes_spaces(tokenizer))
-            writer.add_token_type_count(self.hparams.get("type_vocab_size", 1))
+            if model_class.model_arch.name != "T5ENCODER":
+                writer.add_token_type_count(self.hparams.get("type_vocab_size", 1))
             if charsmap := _charsmap(tokenizer):
                 writer.add_precompiled_charsmap(charsmap)
             gguf.SpecialVocab(self.dir_model, n_vocab=rows).add_to_gguf(writer)
@@ -160,6 +174,17 @@ def _is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
     return len(steps) == 1 and steps[0]["type"] == "ByteLevel" and bool(steps[0].get("use_regex", True))
 
 
+def _pre_tokenizer(tokenizer: Mapping[str, Any]) -> str | None:
+    """llama.cpp's name of what cuts words for a byte-level vocabulary, whosever that is; None where it has none."""
+    if _is_byte_level(tokenizer):
+        return "gpt-2"
+    steps = list(_flattened(tokenizer.get("pre_tokenizer"), "pretokenizers"))
+    if [each["type"] for each in steps] != ["Split", "ByteLevel"] or steps[0]["behavior"] != "Isolated" or steps[0]["invert"]:
+        return None
+    pattern, whole = steps[0]["pattern"].get("Regex"), bool(tokenizer["model"].get("ignore_merges"))
+    return PRE_TOKENIZERS.get((pattern, whole))
+
+
 def _byte_level(model_class: type[Any]) -> type[Any]:
     from conversion.bert import BertModel, ModernBertModel, RobertaModel
 
@@ -183,10 +208,10 @@ def _byte_level(model_class: type[Any]) -> type[Any]:
 
 
 def with_ends(model_class: type[Any], tokenizer: Any) -> type[Any]:
-    """A decoder class whose file says of the tokens at both ends of a text what the tokenizer really puts there.
+    """A class whose file says of the tokens at both ends of a text what the tokenizer really puts there.
 
-    The converter takes them from tokenizer_config.json, which tokenizers of transformers 5 don't follow. A byte-level
-    vocabulary of one's own is cut by GPT-2's pattern.
+    The converter takes them from tokenizer_config.json, which tokenizers of transformers 5 don't follow. What cuts words for
+    a vocabulary of one's own is known by its pattern.
     """
     document = json.loads(tokenizer.backend_tokenizer.to_str())
 
@@ -197,8 +222,8 @@ def with_ends(model_class: type[Any], tokenizer: Any) -> type[Any]:
             try:
                 return str(super().get_vocab_base_pre(tokenizer))
             except NotImplementedError:
-                if _is_byte_level(document):
-                    return "gpt-2"
+                if known := _pre_tokenizer(document):
+                    return known
                 raise
 
         def set_vocab(self) -> None:

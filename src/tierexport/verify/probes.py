@@ -103,7 +103,8 @@ def _added_tokens(source: Source) -> tuple[list[str], list[str]]:
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True).added_tokens_decoder
         listed = [found[number].content for number in sorted(found)]
     core = set(_core_tokens(source))
-    return [each for each in listed if each in core], [each for each in listed if each not in core and each.strip()]
+    blank = {each for each in listed if not each.replace("\u2581", " ").strip()}  # so sentencepiece spells blanks, and no text
+    return [each for each in listed if each in core], [each for each in listed if each not in core | blank]
 
 
 def _core_tokens(source: Source) -> Iterator[str]:
