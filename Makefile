@@ -31,8 +31,9 @@ bench: .venv/installed tools  ## performance, as ratios taken side by side
 	$(BIN)/python benchmarks/deep.py
 	$(BIN)/python benchmarks/scoring.py
 
-docs: .venv/installed  ## the tables of docs/recipes.md, from the code
+docs: .venv/installed  ## the tables of docs/recipes.md and docs/models.md, from the code and the tests
 	$(BIN)/python -m tierexport.report.reference docs/recipes.md
+	$(BIN)/python tests/families.py docs/models.md
 
 tools: .venv/installed  ## llama.cpp's own programs, from the pinned archive, to compare with
 	PYTHON=$(BIN)/python third_party/build_tools.sh $(TIEREXPORT_TOOLS)

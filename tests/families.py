@@ -1,4 +1,4 @@
-"""The families of embedding models that tests/test_families.py asks, each as a tiny random model with a tokenizer of its kind.
+"""The families of embedding models that tests/test_families.py builds, each as a tiny random model with a tokenizer of its kind.
 
 `docs/models.md` is generated from the same table: `python tests/families.py docs/models.md`.
 """
@@ -6,8 +6,9 @@
 import functools
 import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 import odd_models as odd
 
-QWEN_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3_WORDS = QWEN_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 """How texts are cut before byte pairs are merged, as the tokenizer.json of Qwen2 and of Llama 3 say it."""
+
+QWEN_REMARK = "last token pooled, the end of text appended, an instruction before queries"
 
 GROUPED = {"num_key_value_heads": 1, "head_dim": 32}
 
@@ -43,7 +44,9 @@ def _merged() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return document["vocab"], [tuple(pair) for pair in document["merges"]]
 
 
-def byte_pairs(folder: Path, kind: str, special: Sequence[str], ends: Sequence[str], words: str | None = None) -> dict[str, int]:
+def byte_pairs(
+    folder: Path, kind: str, special: Sequence[str], ends: Sequence[str], words: str | None = None
+) -> dict[str, int]:
     """A byte-level BPE, cut by GPT-2's pattern or by `words`; `ends`: the text is "$A" there. Returns the special tokens."""
     folder.mkdir(parents=True)
     vocab, merges = _merged()
@@ -77,7 +80,11 @@ def _trained(options: str) -> bytes:
 
     with io.BytesIO() as written:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(odd.lines()[::3]), model_writer=written, vocab_size=1500, minloglevel=2, **json.loads(options)
+            sentence_iterator=iter(odd.lines()[::3]),
+            model_writer=written,
+            vocab_size=1500,
+            minloglevel=2,
+            **json.loads(options),
         )
         return written.getvalue()
 
@@ -232,7 +239,12 @@ def _embedding_gemma(folder: Path) -> None:
 
 def _dense(folder: Path, columns: int, rows: int) -> None:
     folder.mkdir()
-    told = {"in_features": columns, "out_features": rows, "bias": False, "activation_function": "torch.nn.modules.linear.Identity"}
+    told = {
+        "in_features": columns,
+        "out_features": rows,
+        "bias": False,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
     (folder / "config.json").write_text(json.dumps(told))
     torch.manual_seed(2)
     save_file({"linear.weight": torch.randn(rows, columns) / columns**0.5}, folder / "model.safetensors")
@@ -245,7 +257,9 @@ def _mpnet(folder: Path) -> None:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.train_from_iterator(odd.lines(), trainers.WordPieceTrainer(vocab_size=2000, special_tokens=special))
-    tokenizer.post_processor = processors.TemplateProcessing(single=["<s>", "$A", "</s>"], special_tokens=[("<s>", 0), ("</s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=["<s>", "$A", "</s>"], special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "[UNK]", "mask_token": "<mask>"}
     settings(folder, tokenizer_class="MPNetTokenizer", cls_token="<s>", sep_token="</s>", **names)
@@ -268,3 +282,92 @@ def _albert(folder: Path) -> None:
 
 def _rows(folder: Path) -> int:
     return int(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size())
+
+
+# --- the table
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of models: how to make a tiny one, and what is known of its exports.
+
+    `refused`: why a GGUF can't hold it, in the words of the refusal. `nearest`: how many matrices of the tiny model's layers
+    are rounded to the nearest at four bits, in which format, all others with error feedback.
+    """
+
+    make: Callable[[Path], None]
+    known: str
+    refused: str = ""
+    nearest: Mapping[str, int] = field(default_factory=dict)
+    remarks: str = ""
+
+
+FAMILIES = {
+    "BERT": Family(_bert, "MiniLM, bge, e5, gte (2023), Snowflake Arctic xs to l", remarks="Ernie and ELECTRA likewise"),
+    "DistilBERT": Family(_distilbert, "multi-qa-distilbert, msmarco-distilbert"),
+    "RoBERTa": Family(_roberta, "all-distilroberta, all-roberta-large", remarks="any byte-level BPE that GPT-2's pattern cuts"),
+    "XLM-R": Family(_xlm_roberta, "multilingual-e5, bge-m3 (dense vectors), Snowflake Arctic l v2"),
+    "CamemBERT": Family(_camembert, "sentence-camembert"),
+    "Nomic-BERT": Family(_nomic, "nomic-embed-text v1 and v1.5, Snowflake Arctic m long"),
+    "ModernBERT": Family(_modernbert, "modernbert-embed, gte-modernbert", remarks="attention local in two layers of three"),
+    "Jina v3": Family(_jina_v3, "jina-embeddings-v3-hf", remarks="without its adapters: merge one first"),
+    "GTE": Family(_gte, "gte-multilingual, Snowflake Arctic m v2", refused="is a GTE, whose layers have rotary positions"),
+    "EuroBERT": Family(_eurobert, "EuroBERT", remarks="pre-tokenizer known by Llama 3's pattern"),
+    "T5 encoder": Family(_t5, "sentence-t5, gtr-t5", remarks="also the encoder of a whole T5; ReLU or gated GELU"),
+    "Qwen2": Family(functools.partial(_qwen, family="Qwen2"), "embedders on Qwen2 with causal attention", remarks=QWEN_REMARK),
+    "Qwen3": Family(functools.partial(_qwen, family="Qwen3"), "Qwen3-Embedding", remarks=QWEN_REMARK),
+    "Llama": Family(_llama, "embedders on Llama 3", remarks="causal attention, as transformers runs it"),
+    "Mistral": Family(_mistral, "e5-mistral, SFR-Embedding, Linq-Embed", remarks="texts cut within the sliding window"),
+    "EmbeddingGemma": Family(_embedding_gemma, "embeddinggemma", remarks="attention in both directions, both Dense heads in the file"),
+    "MPNet": Family(_mpnet, "all-mpnet-base, paraphrase-mpnet", refused="is an MPNet, whose attention adds a bias by distance"),
+    "DeBERTa v2": Family(_deberta, "mdeberta, deberta-v3", refused="is a DeBERTa, whose attention has positions apart"),
+    "ALBERT": Family(_albert, "paraphrase-albert", refused="is an ALBERT, whose layers share one set of weights"),
+}  # fmt: skip
+
+LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
+    "Jina v2": (
+        {"model_type": "bert", "architectures": ["JinaBertForMaskedLM"], "position_embedding_type": "alibi"},
+        "wants to run code of its own .*positions by alibi",
+    ),
+    "NeoBERT": ({"model_type": "neobert", "architectures": ["NeoBERT"]}, "wants to run code of its own"),
+    "Nomic-BERT with experts": ({"model_type": "nomic_bert", "moe_every_n_layers": 2}, "is a Nomic-BERT with experts"),
+}
+"""Families that llama.cpp runs and the installed transformers has no class for: config.json, and the words of the refusal."""
+
+
+# --- docs/models.md
+
+
+def page() -> str:
+    """docs/models.md."""
+    return "\n".join([*_head(), *_rows_of_page(), "", *_tail()]) + "\n"
+
+
+def _head() -> Iterator[str]:
+    yield "# Families of models"
+    yield ""
+    yield "<!-- `make docs` writes this page from the table of tests/families.py, which tests/test_families.py builds. -->"
+    yield ""
+    yield "Each is built as a tiny random model of its own class in transformers, with a tokenizer of its kind: its fp16 artifacts"
+    yield "agree with fp32 on the probes of the check of the conversion (equal tokens, cosines of 0.9999 and more), and at four bits"
+    yield "error feedback loses less than rounding to the nearest. A family that is not here may work, too: `tierexport plan` says."
+    yield ""
+    yield "| family | models of it | GGUF | torchao | matrices of layers at four bits | remarks |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+
+
+def _rows_of_page() -> Iterator[str]:
+    for name, family in FAMILIES.items():
+        gguf = f"refused: {family.refused.partition(', ')[2]}" if family.refused else "yes"
+        nearest = ", ".join(f"{count} to the nearest in {fmt}" for fmt, count in family.nearest.items() if count)
+        rounding = f"error feedback, but {nearest}" if nearest else "error feedback"
+        yield f"| {name} | {family.known} | {gguf} | yes | {rounding} | {family.remarks} |"
+
+
+def _tail() -> Iterator[str]:
+    yield f"{', '.join(LEFT_OUT)}: llama.cpp runs them, but the installed transformers has no class for them, and tierexport runs"
+    yield "no code that comes with a model, so there is no fp32 to compare with: they are refused when they are opened."
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(page(), "utf-8")

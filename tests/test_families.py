@@ -1,18 +1,51 @@
-"""Model families beside MiniLM's, as tiny random models with real tokenizers of their kind."""
+"""Model families, as tiny random models with real tokenizers of their kind: the table of families.py, and single questions."""
 
 import json
+import os
 import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from conftest import RECIPES, build, encoded, run
+import forked_converter
+from conftest import RECIPES, ROOT, build, encoded, run
+from families import FAMILIES, LEFT_OUT, page
+from odd_models import lines
+from tierexport import pipeline
+from tierexport.artifact.verdicts import Conversion
+from tierexport.base.errors import SourceError
 from tierexport.base.records import Source
 from tierexport.datasets.calibration import every_text
+from tierexport.formats import formats_of
+from tierexport.formats.export import export
+from tierexport.formats.gguf import convert
 from tierexport.formats.gguf.imatrix import read_imatrix
+from tierexport.formats.job import Job
+from tierexport.metrics.similarity import cosines
 from tierexport.model.encoder import open_model
+from tierexport.model.reference import Reference
 from tierexport.model.source import open_source
+from tierexport.quantize.passes import layer_modules
+from tierexport.recipe.planned import Artifact
+from tierexport.verify.conversion import LEAST_COSINE
+from tierexport.verify.opened import Judged, OpenArtifact
+from tierexport.verify.probes import probes
+from tierexport.verify.probing import ask_probes
+
+EXPORTS = [
+    (name, fmt) for name, family in FAMILIES.items() for fmt in ("gguf", "torchao") if not (fmt == "gguf" and family.refused)
+]
+REFUSED = [name for name, family in FAMILIES.items() if family.refused]
+
+SENTENCES = 40
+"""How many calibration texts rounding is judged on; they were used to round, and that is all right for a tiny model."""
 
 WIDE: dict[str, Any] = {"initializer_range": 0.2}
 """As the tiny model's weights are drawn, so that vectors depend on the layers."""
@@ -25,6 +58,117 @@ NOMIC = {
     "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "prenorm": False, "rotary_emb_fraction": 1.0,
     "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "rotary_emb_base": 1000,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny model of a family, made when it is first asked for."""
+    base = tmp_path_factory.mktemp("families")
+
+    def made(name: str) -> Path:
+        folder = base / name.replace(" ", "-")
+        if not folder.exists():
+            FAMILIES[name].make(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def _one_core() -> Iterator[None]:
+    """Products this small are done before a second thread has begun: threads would only wait for each other."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [min(before)])
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.fixture
+def _fast_converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    forks = SimpleNamespace(run=forked_converter.run, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(convert, "subprocess", forks)
+
+
+def exported(folder: Path, fmt: str, recipe: str, out: Path, *settings: str) -> Artifact:
+    """An artifact of a model by a recipe, without what a build does beside: checks, speed, pages."""
+    sets = (f"model={folder}", f'formats=["{fmt}"]', "calibration.tokens=2000", *settings)
+    plan = pipeline.plan(RECIPES / f"{recipe}.toml", sets)
+    ((planned, one),) = zip(plan, formats_of(plan.recipe), strict=True)
+    return export(one, Job(planned, plan, one.calibrated(planned, plan)), out)
+
+
+def loss(artifact: Artifact, reference: Reference) -> float:
+    """One less the mean cosine to fp32's vectors."""
+    texts = lines()[:: len(lines()) // SENTENCES]
+    with closing(OpenArtifact(Judged(artifact.format, artifact.path), "cpu", reference)) as opened:
+        pair = [each.encode("texts", "passage", texts) for each in (reference, opened)]
+    return 1 - float(cosines(*(np.asarray(each.vectors) for each in pair)).mean())
+
+
+@pytest.mark.usefixtures("_one_core", "_fast_converter")
+@pytest.mark.parametrize(("name", "fmt"), EXPORTS)
+def test_a_family_agrees_with_fp32_and_gains_by_error_feedback(
+    name: str, fmt: str, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = folder_of(name)
+    reference = Reference(open_source(str(folder)))
+    whole = exported(folder, fmt, "f16", tmp_path / "f16")
+    with closing(OpenArtifact(Judged(fmt, whole.path), "cpu", reference)) as opened:
+        found = Conversion(ask_probes(opened, probes(reference.source, reference.max_tokens)), LEAST_COSINE)
+    assert not found.failed, [(each.name, each.parting, each.cosine) for each in found.failed]
+
+    rounded = exported(folder, fmt, "four_bit", tmp_path / "gptq", "rounding=gptq")
+    nearest = exported(folder, fmt, "four_bit", tmp_path / "nearest", "rounding=nearest")
+    assert loss(rounded, reference) < loss(nearest, reference)
+    matrices = [row for row in rounded.plan.rows if row.tensor.layer is not None and row.type != whole_type(fmt)]
+    assert len(matrices) >= 2 * reference.source.layers
+    assert sum(row.rounding == "nearest" for row in matrices) == FAMILIES[name].nearest.get(fmt, 0)
+
+
+def whole_type(fmt: str) -> str:
+    """The type of what a format never quantizes."""
+    return {"gguf": "F32", "torchao": "float32"}[fmt]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_layers_of_a_family_matter(name: str, folder_of: Callable[[str], Path]) -> None:
+    """With its layers' matrices at zero the model puts out other vectors: what agrees does not by the token table alone."""
+    model = open_model(open_source(str(folder_of(name))))
+    before = model.encode(lines()[:4])
+    for layer in layer_modules(model.transformers_model):
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.data.zero_()
+    assert (before * model.encode(lines()[:4])).sum(1).max() < 0.8
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_family_that_llama_cpp_does_not_run_is_refused_at_once(
+    name: str, folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its config.json: neither is the converter started, nor a weight read."""
+    monkeypatch.setattr(convert, "subprocess", None)
+    folder = folder_of(name)
+    done = run("plan", "f16", "--set", f"model={folder}")
+    assert done.exit_code == 2
+    assert FAMILIES[name].refused in done.stderr and "torchao is still possible" in done.stderr
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_a_family_that_transformers_lacks_is_refused_when_it_is_opened(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config, message = LEFT_OUT[name]
+    stated = {**json.loads((folder / "config.json").read_text()), "auto_map": {"AutoModel": "theirs.Model"}, **config}
+    (folder / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(SourceError, match=message):
+        open_source(str(folder))
+
+
+def test_the_page_of_families_is_the_table_s() -> None:
+    assert (ROOT / "docs/models.md").read_text("utf-8") == page(), "make docs writes it anew"
 
 
 @pytest.fixture(scope="module")

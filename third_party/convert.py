@@ -50,7 +50,15 @@ NOMIC = {
 }  # fmt: skip
 """What the converter asks of a Nomic-BERT's config.json: every model of transformers' class is like that, and does not say so."""
 
-STALE = ("vocab.txt", "sentencepiece.bpe.model", "spiece.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+STALE = (
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 """Files of an encoder's tokenizer that say the same as tokenizer.json, or something older."""
 
 UNUSED_OUTPUT = "output.weight"

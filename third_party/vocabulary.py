@@ -16,9 +16,7 @@ KNOWN_WORDPIECE = "bert-bge"
 BYTE_LEVEL = "roberta-bpe"
 """The name of GPT-2's pre-tokenizer with a separator at the end, as RoBERTa has it."""
 
-QWEN_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+QWEN_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 PRE_TOKENIZERS = {
     (QWEN_WORDS, False): "qwen2",

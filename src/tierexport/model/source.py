@@ -68,7 +68,7 @@ def open_source(model: str, folder: Path | None = None, base_model: str | None =
         base_model=card.base_model,
         languages=card.languages,
         note=card.note,
-        remarks=tuple(_remarks(known, settings, cut)),
+        remarks=tuple(_remarks(known, settings, cut, config)),
         similarity=similarity_of(path),
         normalizes=normalizes(path),
     )
@@ -108,12 +108,17 @@ def _layers(model: str, config: Mapping[str, Any]) -> int:
     return int(found)
 
 
-def _remarks(known: Description, settings: SentenceSettings, cut: str) -> Iterator[str]:
+def _remarks(known: Description, settings: SentenceSettings, cut: str, config: Mapping[str, Any]) -> Iterator[str]:
     """What a user should know of how the model was read."""
     if known.pooling and settings.pooling and known.pooling != settings.pooling:
         yield f"its description says {known.pooling} pooling, its own files {settings.pooling}: the files hold"
     if cut:
         yield cut
+    if config.get("auto_map"):
+        yield (
+            f"it brings code of its own (auto_map), which is not run: vectors are those of transformers' {config['model_type']}, "
+            "which may differ from what its authors publish"
+        )
 
 
 def _cut(limit: int | None, config: Mapping[str, Any]) -> tuple[int | None, str]:
@@ -184,13 +189,19 @@ def _refuse_adapter(path: Path) -> None:
 
 
 def _refuse_remote_code(path: Path, config: dict[str, Any]) -> None:
+    """Code of a model's own is not run, and what would be lost without it is not loaded."""
+    kind = config.get("model_type")
+    if kind == "nomic_bert" and config.get("moe_every_n_layers"):
+        raise SourceError(f"{path} is a Nomic-BERT with experts (moe_every_n_layers), which the installed transformers has not")
     if not config.get("auto_map"):
         return
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+    positions = config.get("position_embedding_type", "absolute")
+    if kind not in CONFIG_MAPPING_NAMES or (kind == "bert" and positions != "absolute"):
         raise SourceError(
-            f"{path} wants to run code of its own (auto_map in config.json, model_type {config.get('model_type')!r}), "
+            f"{path} wants to run code of its own (auto_map in config.json, model_type {kind!r}"
+            f"{'' if positions == 'absolute' else f', positions by {positions}'}), "
             "which tierexport does not do: use a revision that the installed transformers knows"
         )
 

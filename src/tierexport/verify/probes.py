@@ -51,7 +51,8 @@ def probes(source: Source, max_tokens: int) -> list[Probe]:
         Probe(
             "digits and signs", "On 2026-03-14 it cost $1,234.56 (≈ 50 % more), i.e. 3 × 10^8 m/s; e-mail: a_b@c.org", SCRIPT
         ),
-        Probe("blanks", " two  blanks,\ta tab\nand a line break ", BLANKS),
+        Probe("blanks", "two  blanks,\ta tab\nand a line break ", BLANKS),
+        Probe("a blank first", " a blank at the beginning", FIRST_BLANK, required=not _begins_with_blank(source)),
         *_added(source),
         Probe("Korean", "새 도서관은 강 근처에 있습니다.", HANGUL, required=_speaks(source, "ko")),
         Probe("a long word", f"see {'abcdefghij' * 12} there", LONG_WORD, required=False),
@@ -64,6 +65,7 @@ CASE = "capitals or accents are normalized otherwise (lowercase and strip_accent
 SCRIPT = "the tokenizer's normalizer or pre-tokenizer does something that llama.cpp's has not"
 BLANKS = "several blanks, or those at the ends, are kept or removed otherwise"
 ADDED = "a token that was added to the tokenizer is not found in a text, or blanks around it are taken with it otherwise"
+FIRST_BLANK = "llama.cpp puts a blank before the text even where it begins with one"
 HANGUL = "llama.cpp does not take Hangul apart as Unicode's NFD does"
 LONG_WORD = "WordPiece gives up on words of over 100 characters, llama.cpp does not"
 CUT = "texts are cut elsewhere, or the positions of long texts are others"
@@ -78,6 +80,12 @@ def _long(max_tokens: int) -> str:
 def _speaks(source: Source, language: str) -> bool:
     """Whether the model's card names a language, or that it is multilingual."""
     return bool({language, "multilingual"} & {each.lower().partition("-")[0] for each in source.languages})
+
+
+def _begins_with_blank(source: Source) -> bool:
+    """Whether it is a tokenizer of Llama 2's kind: transformers has such a one begin each text with a blank, but not with two."""
+    file = transformer_folder(source.path) / "tokenizer.json"
+    return file.is_file() and bool(json.loads(file.read_text("utf-8"))["model"].get("byte_fallback"))
 
 
 def _added(source: Source) -> Iterator[Probe]:

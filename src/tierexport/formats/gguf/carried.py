@@ -20,8 +20,22 @@ OTHER_FORMAT = "torchao is still possible: --set 'formats=[\"torchao\"]'"
 GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python")
 """Names of the activation that llama.cpp's graph of BERT has; its approximations differ from it by 1e-4 at most."""
 
-GELU_ALONE = ("bert", "ernie", "electra", "distilbert", "roberta", "xlm-roberta", "camembert")
+GELU_ALONE = ("bert", "ernie", "electra", "distilbert", "roberta", "xlm-roberta", "camembert", "jina_embeddings_v3")
 """Values of `model_type` that run in that graph."""
+
+OTHER_LAYERS = {
+    "mpnet": "an MPNet, whose attention adds a bias by distance",
+    "deberta": "a DeBERTa, whose attention has positions apart from contents",
+    "deberta-v2": "a DeBERTa, whose attention has positions apart from contents",
+    "albert": "an ALBERT, whose layers share one set of weights",
+    "gte": "a GTE, whose layers have rotary positions and GELU gates",
+}
+"""What no graph of llama.cpp computes, by `model_type`."""
+
+T5_ACTIVATIONS = ("relu", "gated-gelu")
+
+T5_DISTANCE = 128
+"""The distance from which llama.cpp's T5 takes all tokens to be equally far."""
 
 DEFAULT_OUTPUT = {"method": "forward", "method_output_name": "last_hidden_state"}
 """Which of a transformer's outputs sentence-transformers pools, unless modality_config says another."""
@@ -63,6 +77,9 @@ def _lost_of_transformer(source: Source) -> Iterator[str]:
 
 
 def _lost_of_layers(source: Source, config: Mapping[str, Any]) -> Iterator[str]:
+    if (kind := str(config.get("model_type"))) in OTHER_LAYERS:
+        yield f"is {OTHER_LAYERS[kind]}, and llama.cpp has no such layers"
+    yield from _lost_of_other_kin(source, config)
     if config.get("model_type") in GELU_ALONE:
         activation = config.get("hidden_act", config.get("activation", "gelu"))
         if activation not in GELU:
@@ -74,6 +91,19 @@ def _lost_of_layers(source: Source, config: Mapping[str, Any]) -> Iterator[str]:
             yield f"has the activation {config['hidden_activation']!r}, and llama.cpp's ModernBERT gelu and silu"
         if any(config.get(name) for name in ("attention_bias", "mlp_bias", "norm_bias")):
             yield "is a ModernBERT with biases in its layers, and llama.cpp's has none"
+
+
+def _lost_of_other_kin(source: Source, config: Mapping[str, Any]) -> Iterator[str]:
+    kind = config.get("model_type")
+    if kind == "nomic_bert" and config.get("hidden_act", "silu") != "silu":
+        yield f"has the activation {config['hidden_act']!r} in its layers, and llama.cpp's Nomic-BERT silu alone"
+    if kind == "t5" and config.get("feed_forward_proj", "relu") not in T5_ACTIVATIONS:
+        yield f"has the activation {config['feed_forward_proj']!r}, and llama.cpp's T5 {' and '.join(T5_ACTIVATIONS)}"
+    if kind == "t5" and config.get("relative_attention_max_distance", T5_DISTANCE) != T5_DISTANCE:
+        yield f"tells tokens apart that are over {T5_DISTANCE} apart (relative_attention_max_distance), and llama.cpp not"
+    window = config.get("sliding_window")
+    if kind == "mistral" and window and (source.max_tokens or window + 1) > window:
+        yield f"sees {window:,} tokens back (sliding_window), and llama.cpp all: cut texts there (max_seq_length)"
 
 
 def _lost_of_tokenizer(folder: Path) -> Iterator[str]:

@@ -12,6 +12,7 @@ from tierexport.base.errors import PlanError
 from tierexport.base.records import Floats, Imatrix, Source
 from tierexport.formats.gguf import ggml
 from tierexport.formats.gguf.convert import converted
+from tierexport.formats.gguf.read import WholeArrays
 from tierexport.formats.job import Job, Progress
 from tierexport.model.batches import prompt_for
 from tierexport.model.roles import UNQUANTIZED_ROLE, gguf_name
@@ -78,7 +79,7 @@ class _Unquantized(Mapping[str, Any]):
 
     def __init__(self, source: Source) -> None:
         self._path = converted(source)
-        self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(self._path).tensors}
+        self._tensors = {tensor.name: tensor for tensor in WholeArrays(self._path).tensors}
 
     def __getitem__(self, name: str) -> Any:
         tensor = self._tensors[name]
@@ -107,7 +108,7 @@ def padded(size: int) -> int:
 
 def _begun(job: Job, path: Path) -> gguf.GGUFWriter:
     """A file with everything but the tensors' data."""
-    fp32 = gguf.GGUFReader(converted(job.source))
+    fp32 = WholeArrays(converted(job.source))
     writer = gguf.GGUFWriter(path, arch=fp32.get_field("general.architecture").contents())
     _copy_metadata(fp32, writer)
     _add_metadata(job, writer)
