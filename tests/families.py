@@ -1,4 +1,4 @@
-"""The families of embedding models that tests/test_families.py builds, each as a tiny random model with a tokenizer of its kind.
+"""The families of embedding models that tests/test_families.py builds, each a tiny random model with a tokenizer of its kind.
 
 `docs/models.md` is generated from the same table: `python tests/families.py docs/models.md`.
 """
@@ -275,7 +275,7 @@ def _deberta(folder: Path) -> None:
 
 
 def _albert(folder: Path) -> None:
-    marks = {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"]}
+    marks: dict[str, Any] = {"control_symbols": ["[CLS]", "[SEP]", "[MASK]"]}
     tokenizer = sentence_pieces(folder, "spiece.model", "Albert", pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, **marks)
     odd.saved(folder, "Albert", len(tokenizer), embedding_size=32, pad_token_id=0)
 
@@ -318,7 +318,7 @@ FAMILIES = {
     "Qwen3": Family(functools.partial(_qwen, family="Qwen3"), "Qwen3-Embedding", remarks=QWEN_REMARK),
     "Llama": Family(_llama, "embedders on Llama 3", remarks="causal attention, as transformers runs it"),
     "Mistral": Family(_mistral, "e5-mistral, SFR-Embedding, Linq-Embed", remarks="texts cut within the sliding window"),
-    "EmbeddingGemma": Family(_embedding_gemma, "embeddinggemma", remarks="attention in both directions, both Dense heads in the file"),
+    "EmbeddingGemma": Family(_embedding_gemma, "embeddinggemma", remarks="attends both ways; both Dense heads in the file"),
     "MPNet": Family(_mpnet, "all-mpnet-base, paraphrase-mpnet", refused="is an MPNet, whose attention adds a bias by distance"),
     "DeBERTa v2": Family(_deberta, "mdeberta, deberta-v3", refused="is a DeBERTa, whose attention has positions apart"),
     "ALBERT": Family(_albert, "paraphrase-albert", refused="is an ALBERT, whose layers share one set of weights"),
@@ -348,9 +348,10 @@ def _head() -> Iterator[str]:
     yield ""
     yield "<!-- `make docs` writes this page from the table of tests/families.py, which tests/test_families.py builds. -->"
     yield ""
-    yield "Each is built as a tiny random model of its own class in transformers, with a tokenizer of its kind: its fp16 artifacts"
-    yield "agree with fp32 on the probes of the check of the conversion (equal tokens, cosines of 0.9999 and more), and at four bits"
-    yield "error feedback loses less than rounding to the nearest. A family that is not here may work, too: `tierexport plan` says."
+    yield "Each is built as a tiny random model of its own class in transformers, with a tokenizer of its kind. Its fp16"
+    yield "artifacts agree with fp32 on the probes of the check of the conversion (equal tokens, cosines of 0.9999 at least); at"
+    yield "four bits error feedback loses less than rounding to the nearest. A family that is not here may work, too:"
+    yield "`tierexport plan` says whether a GGUF can hold a model."
     yield ""
     yield "| family | models of it | GGUF | torchao | matrices of layers at four bits | remarks |"
     yield "| --- | --- | --- | --- | --- | --- |"
@@ -365,8 +366,8 @@ def _rows_of_page() -> Iterator[str]:
 
 
 def _tail() -> Iterator[str]:
-    yield f"{', '.join(LEFT_OUT)}: llama.cpp runs them, but the installed transformers has no class for them, and tierexport runs"
-    yield "no code that comes with a model, so there is no fp32 to compare with: they are refused when they are opened."
+    yield f"{', '.join(LEFT_OUT)}: llama.cpp runs them, but the installed transformers has no class for them, and"
+    yield "tierexport runs no code that comes with a model, so there is no fp32 to compare with: they are refused when opened."
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 def run(command: Sequence[str], stdout: IO[bytes], **_: Any) -> subprocess.CompletedProcess[bytes]:
     """What `subprocess.run(command, stdout=…, stderr=…)` does, for `python convert.py REQUEST.json` alone."""
-    _, script, request = command
+    script, request = command[1:]
     server = _server()
     assert server.stdin is not None and server.stdout is not None
     server.stdin.write(json.dumps({"script": script, "request": request, "log": stdout.name}) + "\n")

@@ -44,11 +44,11 @@ HEADS = ("lm_head.", "cls.", "classifier.", "qa_outputs.", "pooler.", "discrimin
 """Tensors of heads that no embedding uses."""
 
 NOMIC = {
-    "n_positions": 8192, "max_trained_positions": 2048, "activation_function": "swiglu", "causal": False, "qkv_proj_bias": False,
-    "mlp_fc1_bias": False, "mlp_fc2_bias": False, "prenorm": False, "rotary_emb_fraction": 1.0, "rotary_emb_interleaved": False,
-    "rotary_emb_scale_base": None,
+    "n_positions": 8192, "max_trained_positions": 2048, "activation_function": "swiglu", "causal": False,
+    "qkv_proj_bias": False, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "prenorm": False, "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False, "rotary_emb_scale_base": None,
 }  # fmt: skip
-"""What the converter asks of a Nomic-BERT's config.json: every model of transformers' class is like that, and does not say so."""
+"""What the converter asks of a Nomic-BERT's config.json: each of transformers' class is like that, and does not say so."""
 
 STALE = (
     "vocab.txt",

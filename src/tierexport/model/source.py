@@ -116,8 +116,8 @@ def _remarks(known: Description, settings: SentenceSettings, cut: str, config: M
         yield cut
     if config.get("auto_map"):
         yield (
-            f"it brings code of its own (auto_map), which is not run: vectors are those of transformers' {config['model_type']}, "
-            "which may differ from what its authors publish"
+            "it brings code of its own (auto_map), which is not run: vectors are those of transformers' "
+            f"{config.get('model_type')}, which may differ from what its authors publish"
         )
 
 

@@ -83,7 +83,7 @@ def _speaks(source: Source, language: str) -> bool:
 
 
 def _begins_with_blank(source: Source) -> bool:
-    """Whether it is a tokenizer of Llama 2's kind: transformers has such a one begin each text with a blank, but not with two."""
+    """Whether it is a tokenizer of Llama 2's kind, which in transformers begins each text with a blank, but never with two."""
     file = transformer_folder(source.path) / "tokenizer.json"
     return file.is_file() and bool(json.loads(file.read_text("utf-8"))["model"].get("byte_fallback"))
 
