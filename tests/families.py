@@ -349,7 +349,7 @@ def _head() -> Iterator[str]:
     yield "<!-- `make docs` writes this page from the table of tests/families.py, which tests/test_families.py builds. -->"
     yield ""
     yield "Each is built as a tiny random model of its own class in transformers, with a tokenizer of its kind. Its fp16"
-    yield "artifacts agree with fp32 on the probes of the check of the conversion (equal tokens, cosines of 0.9999 at least); at"
+    yield "artifacts agree with fp32 on the probes of the conversion check (equal tokens, cosines of at least 0.9999); at"
     yield "four bits error feedback loses less than rounding to the nearest. A family that is not here may work, too:"
     yield "`tierexport plan` says whether a GGUF can hold a model."
     yield ""
