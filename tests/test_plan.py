@@ -98,6 +98,17 @@ def test_names_match_in_the_format_or_in_the_source() -> None:
         assert {row.tensor.layer for row in gguf.rows if row.tier.name == "middle"} == {2}
 
 
+def test_the_plan_counts_what_error_feedback_does_not_reach() -> None:
+    """In three_tier 4-bit and 8-bit types of a GGUF have it; of torchao's, int8 has not, nor has IQ4_XS in the FFN down projections."""
+    counts = {each.format: (each.fed_back, each.to_nearest) for each in pipeline.plan(THREE_TIER).formats}
+    assert counts == {"gguf": (36, 0), "torchao": (18, 18)}
+    (gguf,) = pipeline.plan(
+        THREE_TIER, ["tiers.middle.gguf=IQ4_XS", 'formats=["gguf"]', "tiers.middle.fallback.gguf=Q5_0"]
+    ).formats
+    assert (gguf.fed_back, gguf.to_nearest) == (33, 3)
+    assert gguf.as_json()["layer_tensors_to_nearest"] == 3
+
+
 def test_plan_prints_a_table_and_json() -> None:
     shown = run("plan", THREE_TIER)
     assert shown.exit_code == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tierexport.base.records import Tensor, bits_per_parameter
+from tierexport.model.roles import UNQUANTIZED_ROLE
 from tierexport.recipe.schema import Tier
 
 
@@ -19,6 +20,11 @@ class PlannedTensor:
     bytes: int
     rounding: str = "nearest"
     note: str = ""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its tier has it quantized, and it is none that no format quantizes."""
+        return self.tier.bits < 16 and self.tensor.role != UNQUANTIZED_ROLE
 
     def as_json(self) -> dict[str, Any]:
         """The row as `plan --json` and manifest.json show it."""
@@ -52,7 +58,17 @@ class FormatPlan:
     @property
     def feeds_back(self) -> bool:
         """Whether anything is rounded with error feedback."""
-        return any(row.rounding != "nearest" for row in self.rows)
+        return self.fed_back > 0
+
+    @property
+    def fed_back(self) -> int:
+        """How many tensors are rounded with error feedback."""
+        return sum(row.rounding != "nearest" for row in self.rows)
+
+    @property
+    def to_nearest(self) -> int:
+        """How many quantized tensors of layers are rounded to the nearest."""
+        return sum(row.rounding == "nearest" and row.quantized and row.tensor.layer is not None for row in self.rows)
 
     @property
     def parameters(self) -> int:
@@ -77,7 +93,8 @@ class FormatPlan:
         """Totals and rows as `plan --json` shows them."""
         sizes = {"parameters": self.parameters, "tensor_bytes": self.bytes}
         bits = {"nominal_bits": self.nominal_bits, "tensor_bits": self.tensor_bits}
-        return {"format": self.format, **sizes, **bits, "tensors": [row.as_json() for row in self.rows]}
+        rounding = {"fed_back": self.fed_back, "layer_tensors_to_nearest": self.to_nearest}
+        return {"format": self.format, **sizes, **bits, **rounding, "tensors": [row.as_json() for row in self.rows]}
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,15 @@ def plan_table(plan: FormatPlan) -> Table:
 
 
 def totals_table(plan: Plan) -> Table:
-    """One row per format: parameters, bytes, nominal bits, and bits per parameter of the tensors alone."""
-    names = ("format", "parameters", "tensor bytes", "nominal bits", "tensor bits")
+    """One row per format: parameters, bytes, nominal bits, bits per parameter of the tensors alone, and how many tensors have
+    error feedback, and how many of layers have not.
+    """
+    names = ("format", "parameters", "tensor bytes", "nominal bits", "tensor bits", "error feedback", "layers: to nearest")
     table = new_table("totals", *names, right=names[1:])
     for fmt in plan.formats:
-        table.add_row(fmt.format, f"{fmt.parameters:,}", f"{fmt.bytes:,}", f"{fmt.nominal_bits:.2f}", f"{fmt.tensor_bits:.2f}")
+        bits = (f"{each:.2f}" for each in (fmt.nominal_bits, fmt.tensor_bits))
+        counts = (str(fmt.fed_back), str(fmt.to_nearest))
+        table.add_row(fmt.format, f"{fmt.parameters:,}", f"{fmt.bytes:,}", *bits, *counts)
     return table
 
 
