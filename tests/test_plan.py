@@ -99,7 +99,7 @@ def test_names_match_in_the_format_or_in_the_source() -> None:
 
 
 def test_the_plan_counts_what_error_feedback_does_not_reach() -> None:
-    """In three_tier 4-bit and 8-bit types of a GGUF have it; of torchao's, int8 has not, nor has IQ4_XS in the FFN down projections."""
+    """Of three_tier's types torchao's int8 has none; of a GGUF's all have it, but IQ4_XS, here in FFN down projections."""
     counts = {each.format: (each.fed_back, each.to_nearest) for each in pipeline.plan(THREE_TIER).formats}
     assert counts == {"gguf": (36, 0), "torchao": (18, 18)}
     (gguf,) = pipeline.plan(
