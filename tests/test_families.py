@@ -39,6 +39,9 @@ from tierexport.verify.opened import Judged, OpenArtifact
 from tierexport.verify.probes import probes
 from tierexport.verify.probing import ask_probes
 
+MOST_LOST = 0.3
+"""Beyond, an artifact is not the model: a random one's is at 1."""
+
 EXPORTS = [
     (name, fmt) for name, family in FAMILIES.items() for fmt in ("gguf", "torchao") if not (fmt == "gguf" and family.refused)
 ]
@@ -122,7 +125,7 @@ def test_a_family_agrees_with_fp32_and_gains_by_error_feedback(
 
     rounded = exported(folder, fmt, "four_bit", tmp_path / "gptq", "rounding=gptq")
     nearest = exported(folder, fmt, "four_bit", tmp_path / "nearest", "rounding=nearest")
-    assert loss(rounded, reference) < loss(nearest, reference)
+    assert loss(rounded, reference) < loss(nearest, reference) < MOST_LOST
     matrices = [row for row in rounded.plan.rows if row.tensor.layer is not None and row.type != whole_type(fmt)]
     assert len(matrices) >= 2 * reference.source.layers
     assert rounded.plan.to_nearest == FAMILIES[name].nearest.get(fmt, 0)

@@ -1,5 +1,6 @@
 """Writes a torchao folder: the source model, quantized as planned, saved by sentence-transformers."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,13 @@ def write_torchao(job: Job, rounded: Rounded, folder: Path, progress: Progress) 
 
 
 def _save(model: Any, settings: TorchaoSettings, folder: Path) -> None:
-    """Write a quantized model, the same bytes each time. Raises MachineError when the disk is full."""
+    """Write a quantized model, the same bytes each time, by the names of its modules. Raises MachineError when the disk is full.
+
+    Transformers would fuse what it took apart when it loaded a checkpoint (of Nomic-BERT, Jina v3, GTE), and does not take
+    quantized values apart again.
+    """
+    transformer = model.transformers_model
+    transformer.save_pretrained = functools.partial(transformer.save_pretrained, save_original_format=False)
     try:
         model.save_pretrained(str(folder), create_model_card=False)
     except SafetensorError as error:
