@@ -88,7 +88,7 @@ def write_torchao(job: Job, rounded: Rounded, folder: Path, progress: Progress) 
 
 
 def _save(model: Any, settings: TorchaoSettings, folder: Path) -> None:
-    """Write a quantized model, the same bytes each time, by the names of its modules. Raises MachineError when the disk is full.
+    """Write a quantized model by the names of its modules, the same bytes each time. Raises MachineError on a full disk.
 
     Transformers would fuse what it took apart when it loaded a checkpoint (of Nomic-BERT, Jina v3, GTE), and does not take
     quantized values apart again.
