@@ -321,7 +321,8 @@ FAMILIES = {
     "EmbeddingGemma": Family(_embedding_gemma, "embeddinggemma", remarks="attends both ways; both Dense heads in the file"),
     "MPNet": Family(_mpnet, "all-mpnet-base, paraphrase-mpnet", refused="is an MPNet, whose attention adds a bias by distance"),
     "DeBERTa v2": Family(_deberta, "mdeberta, deberta-v3", refused="is a DeBERTa, whose attention has positions apart"),
-    "ALBERT": Family(_albert, "paraphrase-albert", refused="is an ALBERT, whose layers share one set of weights"),
+    "ALBERT": Family(_albert, "paraphrase-albert", refused="is an ALBERT, whose layers share one set of weights",
+                     nearest={"torchao": 6}, remarks="error feedback would fit the inputs of the first layer alone"),
 }  # fmt: skip
 
 LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
@@ -360,8 +361,10 @@ def _head() -> Iterator[str]:
 def _rows_of_page() -> Iterator[str]:
     for name, family in FAMILIES.items():
         gguf = f"refused: {family.refused.partition(', ')[2]}" if family.refused else "yes"
-        nearest = ", ".join(f"{count} to the nearest in {fmt}" for fmt, count in family.nearest.items() if count)
-        rounding = f"error feedback, but {nearest}" if nearest else "error feedback"
+        nearest = ", ".join(
+            f"{count} of the tiny model's to the nearest ({fmt})" for fmt, count in family.nearest.items() if count
+        )
+        rounding = nearest or "error feedback"
         yield f"| {name} | {family.known} | {gguf} | yes | {rounding} | {family.remarks} |"
 
 

@@ -76,10 +76,18 @@ _PREFIXES = ("", "model.")
 """`AutoModel` drops the prefix that checkpoints of decoders carry."""
 
 _NOT_IN_GGUF = {
-    f"encoder.layer.{{bid}}.attention.attn.{short}": f"blk.{{bid}}.{base}"
-    for short, base in (("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v"), ("o", "attn_output"))
-}
-"""MPNet, which llama.cpp doesn't run but torchao does."""
+    f"{inside}.{short}": f"blk.{{bid}}.{base}"
+    for inside, names in {
+        "encoder.layer.{bid}.attention.attn": {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output"},
+        "encoder.layer.{bid}.attention.self": {"query_proj": "attn_q", "key_proj": "attn_k", "value_proj": "attn_v"},
+        "encoder.albert_layer_groups.{bid}.albert_layers.0": {
+            "attention.query": "attn_q", "attention.key": "attn_k", "attention.value": "attn_v",
+            "attention.dense": "attn_output", "ffn": "ffn_up", "ffn_output": "ffn_down",
+        },
+    }.items()
+    for short, base in names.items()
+}  # fmt: skip
+"""MPNet, DeBERTa and ALBERT, which llama.cpp doesn't run but torchao does."""
 
 
 @functools.cache

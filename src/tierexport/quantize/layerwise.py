@@ -131,13 +131,15 @@ class Layerwise:
             self._passes.advance(later[0])
 
     def round(self, layer: int) -> Layer:
-        """What a layer's tensors are rounded to, without codes of those that the format's own rounding serves better, or
-        has to serve. Raises PlanError where none of the matrices that are to have error feedback lies in a Linear.
+        """What a layer's tensors are rounded to, without codes of those that the format's own rounding serves better, or has
+        to serve, as it has those that layers share. Raises PlanError where none of the matrices that are to have error
+        feedback lies in a Linear.
         """
         found = Layer()
         for step, targets in self._place(layer):
-            asked = [target for target in targets if target.grid]
-            corrected = [target for target in targets if self._bias_of(target)]
+            once = [target for target in targets if not self._is_applied_again(target)]
+            asked = [target for target in once if target.grid]
+            corrected = [target for target in once if self._bias_of(target)]
             inputs = gathered(self._passes, step, bool(asked)) if asked or corrected else None
             codes = self._codes(asked, inputs) if inputs else {}
             found.codes.update(codes)
@@ -198,6 +200,10 @@ class Layerwise:
         for place in places:
             data = self._parameters[place.parameter].data
             data[place.into] = torch.from_numpy(values[place.rows]).to(data.device)
+
+    def _is_applied_again(self, target: Target) -> bool:
+        """Whether layers share it (ALBERT's do), so that what fits the inputs of the first would not fit the others'."""
+        return any(place.parameter in self._passes.again for place in self.places[target.tensor.name])
 
     def _bias_of(self, target: Target) -> Mapping[str, str]:
         """The bias of each Linear that a target lies in, by its weight; none where the format does not keep all of them."""

@@ -81,6 +81,7 @@ class Passes:
         self._model = model
         self._read = prompted(model.prompts, texts)
         self.layers = layer_modules(model.transformers_model)
+        self.again: set[str] = set()  # weights that are applied more than once, for other inputs each time
         self.steps = list(self._steps())
         self._lanes: list[Lane] = []
         self._exact: dict[int, torch.nn.Module] = {}
@@ -172,7 +173,8 @@ class Passes:
 
         def watch(layer: int, name: str, inputs: torch.Tensor) -> None:
             if any(name in names for _, _, names in seen):
-                return  # a layer that is applied again
+                self.again.add(name)
+                return
             if seen and seen[-1][1] is inputs and seen[-1][0] == layer:
                 seen[-1][2].append(name)
             else:
