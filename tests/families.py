@@ -369,8 +369,8 @@ def _rows_of_page() -> Iterator[str]:
 
 
 def _tail() -> Iterator[str]:
-    yield f"{', '.join(LEFT_OUT)}: llama.cpp runs them, but the installed transformers has no class for them, and"
-    yield "tierexport runs no code that comes with a model, so there is no fp32 to compare with: they are refused when opened."
+    yield f"{', '.join(LEFT_OUT)}: llama.cpp runs them, but the installed transformers has no class for them, and no"
+    yield "code is run that comes with a model, so there is no fp32 to compare with: they are refused when opened."
 
 
 if __name__ == "__main__":
