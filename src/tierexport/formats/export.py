@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tierexport.base.archive import tools
 from tierexport.base.progress import stage
+from tierexport.base.records import Text
 from tierexport.base.stages import Stages, stage_key
 from tierexport.formats.job import Job
 from tierexport.formats.protocol import Format
@@ -93,8 +94,19 @@ def _rounded(fmt: Format, job: Job, done: Stages, key: str) -> Rounded:
         done.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=done.root) as folder:
             return round_by_layers(fmt, job, model, done, key, Path(folder))
-    tunable, texts = _tunable(fmt, job, model), within(model, job.made.texts.texts, job.recipe.calibration.tokens)
+    tunable, texts = _tunable(fmt, job, model), _unread(model, job)
     rounded = round_by_layers(fmt, job, model, done, key)
     with stage("Tuning") as running:
         running.total(TUNING_STEPS)
         return distill(model, open_model(job.source), texts, rounded, tunable, done, key, running.step)
+
+
+def _unread(model: "SentenceTransformer", job: Job) -> list[Text]:
+    """Texts to tune on: as many tokens of those that rounding has not read, where they are half as many, or what it has read.
+
+    What it has read it fits better than other texts, so that nothing would seem to be gained.
+    """
+    texts, tokens = job.made.texts.texts, job.recipe.calibration.tokens
+    read = within(model, texts, tokens)
+    others = within(model, left, tokens) if (left := [text for text in texts if text not in set(read)]) else []
+    return others if len(others) >= len(read) / 2 else read
