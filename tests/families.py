@@ -318,7 +318,7 @@ FAMILIES = {
     "Qwen3": Family(functools.partial(_qwen, family="Qwen3"), "Qwen3-Embedding", remarks=QWEN_REMARK),
     "Llama": Family(_llama, "embedders on Llama 3", remarks="causal attention, as transformers runs it"),
     "Mistral": Family(_mistral, "e5-mistral, SFR-Embedding, Linq-Embed", remarks="texts cut within the sliding window"),
-    "EmbeddingGemma": Family(_embedding_gemma, "embeddinggemma", remarks="attends both ways; both Dense heads in the file"),
+    "EmbeddingGemma": Family(_embedding_gemma, "embeddinggemma", remarks="two Dense heads; torchao: token table in fp32"),
     "MPNet": Family(_mpnet, "all-mpnet-base, paraphrase-mpnet", refused="is an MPNet, whose attention adds a bias by distance"),
     "DeBERTa v2": Family(_deberta, "mdeberta, deberta-v3", refused="is a DeBERTa, whose attention has positions apart"),
     "ALBERT": Family(_albert, "paraphrase-albert", refused="is an ALBERT, whose layers share one set of weights",

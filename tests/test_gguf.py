@@ -213,7 +213,7 @@ def test_an_architecture_that_llama_cpp_lacks_leaves_torchao(tmp_path: Path, min
     out = tmp_path / "out"
     refused = run("build", RECIPES / "int8.toml", "--set", f"model={model}", "--out", out)
     assert refused.exit_code == 2
-    assert "llama.cpp can't hold mpnet (MPNetModel)" in refused.stderr
+    assert "is an MPNet, whose attention adds a bias by distance, and llama.cpp has no such layers" in refused.stderr
     assert "--set 'formats=[\"torchao\"]'" in refused.stderr
     assert not out.exists()
     built = run(

@@ -6,6 +6,7 @@ and all. A lane is one worker with its share of the batches; all lanes run side 
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -81,7 +82,7 @@ class Passes:
         self._model = model
         self._read = prompted(model.prompts, texts)
         self.layers = layer_modules(model.transformers_model)
-        self.again: set[str] = set()  # weights that are applied more than once, for other inputs each time
+        self.again: set[str] = set()  # weights of layers that texts go through more than once
         self.steps = list(self._steps())
         self._lanes: list[Lane] = []
         self._exact: dict[int, torch.nn.Module] = {}
@@ -173,14 +174,19 @@ class Passes:
 
         def watch(layer: int, name: str, inputs: torch.Tensor) -> None:
             if any(name in names for _, _, names in seen):
-                self.again.add(name)
+                if entered[layer] > 1:
+                    self.again.add(name)
                 return
             if seen and seen[-1][1] is inputs and seen[-1][0] == layer:
                 seen[-1][2].append(name)
             else:
                 seen.append((layer, inputs, [name]))  # the tensor is held, so that no other takes its place
 
+        entered = Counter[int]()
         with ExitStack() as stack, torch.inference_mode():
+            for number, module in enumerate(self.layers):
+                count = lambda *_, number=number: entered.update([number])  # noqa: E731
+                stack.callback(module.register_forward_pre_hook(count).remove)
             for layer, name, linear in self._linears():
                 hook = lambda _, inputs, layer=layer, name=name: watch(layer, name, inputs[0])  # noqa: E731
                 stack.callback(linear.register_forward_pre_hook(hook).remove)

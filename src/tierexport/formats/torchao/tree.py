@@ -44,6 +44,8 @@ def _module_tree(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
     def kind(name: str) -> str:
         module = found[name.rpartition(".")[0]]
+        if isinstance(module, torch.nn.Embedding) and next(module.buffers(), None) is not None:
+            return "other"  # transformers leaves the buffers of a module at random whose weight is quantized (Gemma's scale)
         return next((kind for base, kind in kinds.items() if isinstance(module, base)), "other")
 
     tensors = model.state_dict(keep_vars=True)
