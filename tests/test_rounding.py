@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import tierexport
 from conftest import RECIPES, Built, build, run
-from tierexport.base.records import Source, Tensor, Text
+from tierexport import pipeline
+from tierexport.base.records import NO_IMATRIX, Source, Tensor, Text
 from tierexport.base.stages import Stages
 from tierexport.datasets.calibration import calibration_texts
+from tierexport.formats import export
 from tierexport.formats.gguf import ggml
+from tierexport.formats.job import Job
 from tierexport.model.batches import batches, prompted, real_rows, token_ids, within
 from tierexport.model.encoder import open_model
 from tierexport.model.placement import row_placements
@@ -390,6 +393,19 @@ def test_layers_that_wait_in_files_are_rounded_the_same(tiny_model: Path, tmp_pa
 
 
 # --- tuning
+
+
+def test_tuning_reads_what_rounding_has_not(tiny_model: Path) -> None:
+    """As many tokens of other texts; where there are none left, the same."""
+    model = open_model(open_source(str(tiny_model)))
+    for tokens, alike in ((2000, False), (10**6, True)):
+        plan = pipeline.plan(RECIPES / "four_bit.toml", [f"model={tiny_model}", f"calibration.tokens={tokens}"])
+        job = Job(plan.formats[0], plan, NO_IMATRIX)
+        read, tuned_on = within(model, plan.texts.texts, tokens), export._unread(model, job)
+        assert (tuned_on == read) is alike
+        assert alike or not set(tuned_on) & set(read)
+        counts = [sum(map(len, token_ids(model, [text.text for text in each]))) for each in (read, tuned_on)]
+        assert counts[1] == pytest.approx(counts[0], rel=0.2)
 
 
 def tuned(source: Source, folder: Path) -> Rounded:
