@@ -1,4 +1,4 @@
-"""How well the search predicts sensitivity: random allocations of types on MiniLM, predicted and measured.
+"""How well the search predicts what a build loses: random allocations of types, predicted, and measured as they are built.
 
 Measured on the texts of the search, and on sentences that it has not seen. Usage:
 `python benchmarks/prediction.py [MODEL]`.
@@ -11,26 +11,24 @@ from scipy import stats
 
 from tierexport.base.records import Text
 from tierexport.datasets.calibration import screen
-from tierexport.model.encoder import open_model
-from tierexport.search.study import Study
-from tierexport.search.trial import TrialModel
+from tierexport.search.study import Study, types_in
 
-ALLOCATIONS = 24
+ALLOCATIONS = 12
 
 
 def main(model: str) -> None:
     study = Study(model)
-    unseen = TrialModel(open_model(study.source), [Text(text, "passage") for text in screen()], study.tensors, study.imatrix)
+    unseen = study.trial_on([Text(text, "passage") for text in screen()])
     generator = np.random.default_rng(0)
     rows = []
     for _ in range(ALLOCATIONS):
-        choice = {name: options[int(generator.integers(len(options)))] for name, options in study.options.items()}
-        types = study.by_tensor({name: option.native for name, option in choice.items()})
-        losses = [float(trial.sensitivity(types).mean()) for trial in (study.trial, unseen)]
-        rows.append((sum(option.sensitivity for option in choice.values()), *losses))
-        print("predicted {:.5f}, measured {:.5f}, on unseen sentences {:.5f}".format(*rows[-1]))
+        choice = {name: found[int(generator.integers(len(found)))] for name, found in study.effects.options.items()}
+        _, built = study.as_built(study.plan(types_in(choice), "trial"))
+        losses = [float(trial.loss(trial.encode(built)).mean()) for trial in (study.trial, unseen)]
+        rows.append((study.effects.predicted(choice), sum(option.loss for option in choice.values()), *losses))
+        print("predicted {:.5f}, the sum of losses alone {:.5f}; measured {:.5f}, on unseen sentences {:.5f}".format(*rows[-1]))
     table = np.array(rows)
-    for column, where in ((1, "the search's texts"), (2, "unseen sentences")):
+    for column, where in ((2, "the search's texts"), (3, "unseen sentences")):
         rank = stats.spearmanr(table[:, 0], table[:, column]).statistic
         print(f"on {where}: Spearman {rank:.3f}, median measured/predicted {np.median(table[:, column] / table[:, 0]):.2f}")
 

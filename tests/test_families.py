@@ -21,19 +21,23 @@ from odd_models import lines
 from tierexport import pipeline
 from tierexport.artifact.verdicts import Conversion
 from tierexport.base.errors import SourceError
-from tierexport.base.records import Source
+from tierexport.base.records import NO_IMATRIX, Source, Text
 from tierexport.datasets.calibration import every_text
 from tierexport.formats import formats_of
 from tierexport.formats.export import export
 from tierexport.formats.gguf import convert
+from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.imatrix import read_imatrix
+from tierexport.formats.gguf.write import Unquantized
 from tierexport.formats.job import Job
 from tierexport.metrics.similarity import cosines
 from tierexport.model.encoder import open_model
 from tierexport.model.reference import Reference
+from tierexport.model.roles import UNQUANTIZED_ROLE
 from tierexport.model.source import open_source
 from tierexport.quantize.passes import layer_modules
 from tierexport.recipe.planned import Artifact
+from tierexport.search.trial import TrialModel
 from tierexport.verify.conversion import LEAST_COSINE
 from tierexport.verify.opened import Judged, OpenArtifact
 from tierexport.verify.probes import probes
@@ -133,7 +137,7 @@ def test_a_family_agrees_with_fp32_and_gains_by_error_feedback(
     assert left == FAMILIES[name].nearest.get(fmt, 0)
     lost = [loss(each, reference) for each in (rounded, nearest)]
     assert lost[1] < MOST_LOST
-    assert lost[0] < lost[1] if left < len(matrices) else lost[0] == lost[1]
+    assert lost[0] < lost[1]
 
 
 def whole_type(fmt: str) -> str:
@@ -151,6 +155,24 @@ def test_the_layers_of_a_family_matter(name: str, folder_of: Callable[[str], Pat
             if isinstance(module, torch.nn.Linear):
                 module.weight.data.zero_()
     assert (before * model.encode(lines()[:4])).sum(1).max() < 0.8
+
+
+@pytest.mark.usefixtures("_one_core", "_fast_converter")
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in REFUSED])
+def test_layers_that_a_search_does_not_run_again_change_nothing(name: str, folder_of: Callable[[str], Path]) -> None:
+    """However layers hand on what they make: matrices of the last one rounded, with and without those before run again."""
+    source = open_source(str(folder_of(name)))
+    tensors = [each for each in Gguf().tensors(source) if each.role != UNQUANTIZED_ROLE]
+    texts = [Text(line, "passage") for line in lines()[:12]]
+    trial = TrialModel(open_model(source), texts, tensors, NO_IMATRIX, Unquantized(source))
+    layers = layer_modules(trial.model.transformers_model)
+    last = [each.name for each in tensors if each.layer == len(layers) - 1]
+    values = {name: trial.nearest(name, "Q4_0") for name in last}
+    expected = trial.moves(values)
+    assert np.abs(expected).max() > 1e-3
+    with trial.beyond(layers[:-1]):
+        np.testing.assert_allclose(trial.moves(values), expected, atol=1e-6)
+    np.testing.assert_array_equal(trial.moves(values), expected)  # the layers are back
 
 
 @pytest.mark.parametrize("name", REFUSED)

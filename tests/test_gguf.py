@@ -19,6 +19,7 @@ from tierexport.base.records import Source
 from tierexport.formats import formats_of
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.imatrix import read_imatrix
+from tierexport.formats.gguf.read import WholeArrays, open_gguf
 from tierexport.formats.gguf.write import write_gguf
 from tierexport.formats.job import Job
 from tierexport.metrics.similarity import cosines
@@ -28,6 +29,26 @@ from tierexport.recipe.plan import make_plan
 from tierexport.recipe.read import parse_recipe
 from tierexport.recipe.schema import Recipe
 from tierexport.verify.fidelity import same_tokens
+
+
+def test_our_reader_reads_what_ggufs_own_does(minilm: Source) -> None:
+    """With the strings of a vocabulary in one piece."""
+    path = converted(minilm)
+    ours, theirs = WholeArrays(path), gguf.GGUFReader(path)
+    assert ours.fields.keys() == theirs.fields.keys()
+    assert len(ours.fields["tokenizer.ggml.tokens"].contents()) == 30522
+    for name, field in theirs.fields.items():
+        assert (ours.fields[name].contents(), ours.fields[name].types) == (field.contents(), field.types), name
+    assert [(each.name, each.data_offset) for each in ours.tensors] == [
+        (each.name, each.data_offset) for each in theirs.tensors
+    ]
+
+
+def test_a_vocabulary_that_goes_beyond_the_file_is_refused(minilm: Source, tmp_path: Path) -> None:
+    with converted(minilm).open("rb") as whole:
+        (tmp_path / "cut.gguf").write_bytes(whole.read(100_000))
+    with pytest.raises(ArtifactError, match="is damaged: .* goes beyond the file"):
+        open_gguf(tmp_path / "cut.gguf")
 
 
 def uniform(native: str, roles: list[str], rest: list[str]) -> Recipe:

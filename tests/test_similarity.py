@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer, util
 from conftest import RECIPES, Built, build, run
 from tierexport import load
 from tierexport.base.errors import SourceError, VectorError
-from tierexport.base.records import Floats, Imatrix, RetrievalSet, Text
+from tierexport.base.records import Floats, RetrievalSet
 from tierexport.datasets.beir import read_beir
 from tierexport.datasets.calibration import screen
 from tierexport.datasets.textfiles import BUILTIN
@@ -26,7 +26,6 @@ from tierexport.model.encoder import open_model
 from tierexport.model.source import open_source
 from tierexport.recipe.schema import VectorSettings
 from tierexport.search.lossless import RetrievalJudge
-from tierexport.search.trial import TrialModel
 from tierexport.training.conditions import Texts
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.encoder import Encoder
@@ -183,8 +182,7 @@ def test_codecs_of_a_dot_product_model_keep_lengths(dot: Built, dot_model: Path)
 
 def test_the_lossless_search_judges_by_dot(dot_model: Path) -> None:
     source, data = open_source(str(dot_model)), read_beir(BUILTIN / "retrieval")
-    trial = TrialModel(open_model(source), [Text("one", "query"), Text("two", "passage")], [], Imatrix({}, "", 0))
-    judge = RetrievalJudge(trial, source, data)
+    judge = RetrievalJudge(open_model(source), source, data)
     assert judge.reference.mean() == pytest.approx(by_the_models_own(dot_model, data)[0], abs=1e-5)
 
 

@@ -189,10 +189,12 @@ def search_lossless(model: str, data: str | None, out: Path | None) -> tuple[Fou
 
 
 def _built(found: Found, *overrides: str) -> tuple[Found, Build]:
-    """Build what was found; the size is that of the file."""
+    """Build what was found; size and loss are those of the file."""
     done = build(found.recipe, overrides=overrides)
     (artifact,) = done.manifest.artifacts
-    return replace(found, bytes=artifact.bytes, stored_bits=artifact.stored_bits), done
+    fidelity = next((each.fidelity for each in done.verification.verdicts if each.fidelity and not each.vectors), None)
+    loss = 1 - fidelity.cos_mean if fidelity else None
+    return replace(found, bytes=artifact.bytes, stored_bits=artifact.stored_bits, measured=loss), done
 
 
 def map_model(model: str, picture: Path) -> ModelMap:

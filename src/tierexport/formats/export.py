@@ -75,11 +75,11 @@ def round_by_layers(
     settings, targets = job.recipe.calibration, fmt.targets(job)
     texts = within(model, job.made.texts.texts, settings.tokens)
     with stage("Rounding layer by layer") as running:
-        running.total(sum(each.tensor.parameters for each in targets if each.tensor.layer is not None))
-        return round_layers(model, texts, targets, _tunable(fmt, job, model), done, key, running.step, folder)
+        running.total(sum(each.tensor.parameters for each in targets if each.tensor.layer is not None or each.grid))
+        return round_layers(model, texts, targets, tunable_of(fmt, job, model), done, key, running.step, folder)
 
 
-def _tunable(fmt: Format, job: Job, model: "SentenceTransformer") -> list[str]:
+def tunable_of(fmt: Format, job: Job, model: "SentenceTransformer") -> list[str]:
     """The parameters that the format keeps in fp32 as they are."""
     named = model.transformers_model.named_parameters()
     return fmt.tunable(job, {name: each.detach().numpy() for name, each in named if each.dim() == 1})
@@ -94,7 +94,7 @@ def _rounded(fmt: Format, job: Job, done: Stages, key: str) -> Rounded:
         done.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=done.root) as folder:
             return round_by_layers(fmt, job, model, done, key, Path(folder))
-    tunable, texts = _tunable(fmt, job, model), _unread(model, job)
+    tunable, texts = tunable_of(fmt, job, model), _unread(model, job)
     rounded = round_by_layers(fmt, job, model, done, key)
     with stage("Tuning") as running:
         running.total(TUNING_STEPS)

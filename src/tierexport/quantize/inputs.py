@@ -68,21 +68,23 @@ class _Sums:
         self.tokens = 0
         self.parts: list[torch.Tensor] = []
 
-    def add(self, inputs: torch.Tensor, exact: torch.Tensor) -> None:
-        """Take in a batch's x and e, float32 (tokens, columns) each."""
+    def add(self, inputs: torch.Tensor, exact: torch.Tensor | None = None) -> None:
+        """Take in a batch's x and e, float32 (tokens, columns) each; where they are the same, e's sums stay zeros."""
         if not self.parts:
             columns = inputs.shape[1]
             shapes = [(columns,), (columns,), *([(columns, columns)] * 2 if self._moments else [])]
             self.parts = [inputs.new_zeros(shape) for shape in shapes]
         self.tokens += len(inputs)
         self.parts[0] += inputs.sum(0)
-        self.parts[1] += exact.sum(0)
         if self._moments:
-            lost = exact - inputs
             for start in range(0, inputs.shape[1], TILE):
                 rows, before = slice(start, start + TILE), slice(0, start + TILE)
                 self.parts[2][rows, before].addmm_(inputs[:, rows].T, inputs[:, before])
-            self.parts[3].addmm_(lost.T, inputs)
+        if exact is None:
+            return
+        self.parts[1] += exact.sum(0)
+        if self._moments:
+            self.parts[3].addmm_((exact - inputs).T, inputs)
 
 
 def gathered(passes: Passes, step: Step, moments: bool) -> Inputs | None:
@@ -113,6 +115,30 @@ def gathered(passes: Passes, step: Step, moments: bool) -> Inputs | None:
     second, lost = rest
     second.tril_().add_(torch.tril(second, -1).T)
     return Inputs(second.addr_(mean, mean, alpha=-1), lost.addr_(fp32_mean - mean, mean, alpha=-1), mean, fp32_mean)
+
+
+def gathered_fp32(passes: Passes, step: Step) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Mean of e eᵀ about the mean of e, and that mean, of what a step's Linears get in fp32, float32 (columns, columns) and
+    (columns,); None where they get nothing.
+    """
+    after = passes.first_beyond(step)
+
+    def lane(pairs: Sequence[tuple[Pass, Pass]]) -> _Sums:
+        sums = _Sums(True)
+        for exact, _ in pairs:
+            if (found := exact.advance(step)) is not None:
+                sums.add(found)
+            if after:
+                exact.advance(after)
+        return sums
+
+    lanes = [sums for sums in passes.each_lane(lane) if sums.tokens]
+    if not lanes:
+        return None
+    tokens = sum(each.tokens for each in lanes)
+    mean, second = [_total([each.parts[part] for each in lanes]).div_(tokens) for part in (0, 2)]
+    second.tril_().add_(torch.tril(second, -1).T)
+    return second.addr_(mean, mean, alpha=-1), mean
 
 
 def _total(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -32,6 +32,7 @@ from tierexport.quantize.inputs import Inputs, Problem, gathered
 from tierexport.quantize.layer_files import LayerFiles
 from tierexport.quantize.passes import Passes, Step
 from tierexport.quantize.rounding import round_matrices
+from tierexport.quantize.tables import round_tables
 from tierexport.quantize.targets import Rounded, Target
 
 if TYPE_CHECKING:
@@ -56,10 +57,11 @@ def round_layers(
     called with the number of parameters done since the last call. Raises PlanError for a model without a list of layers, or
     with none of a layer's matrices, MachineError when the disk is full.
     """
+    tables = _stored_tables(model, texts, targets, stages, key, progress)
     passes = Passes(model, texts)
-    work = Layerwise(passes, model.transformers_model, targets, biases)
+    work = Layerwise(passes, model.transformers_model, targets, biases, tables)
     files = LayerFiles(model, passes.layers, folder) if folder else None
-    found = Layer()
+    found = Layer(dict(tables))
     with passes.running():
         if files:
             files.load(0)
@@ -87,8 +89,31 @@ class Layer:
     biases: dict[str, Floats] = field(default_factory=dict)
 
 
+def _stored_tables(
+    model: "SentenceTransformer",
+    texts: Sequence[Text],
+    targets: Sequence[Target],
+    stages: Stages,
+    key: str,
+    progress: Callable[[int], None],
+) -> dict[str, Codes]:
+    """The codes of tables, found now or by a run that did not get to the end."""
+
+    def make(folder: Path) -> None:
+        write_codes(round_tables(model, texts, targets, progress), folder / "codes.safetensors")
+
+    return read_codes(stages.run("tables", key, make) / "codes.safetensors", grids_of(targets))
+
+
+def grids_of(targets: Iterable[Target]) -> dict[str, Grid]:
+    """The grids of the targets that are to have error feedback, by tensor."""
+    return {target.tensor.name: target.grid for target in targets if target.grid}
+
+
 def _stored(work: "Layerwise", layer: int, stages: Stages, key: str) -> Layer:
-    """What is found for a layer, now or by a run that did not get further than this."""
+    """What is found for a layer, now or by a run that did not get further than this, as its files have it: mapped, so that the
+    codes of layers that are done take no memory.
+    """
     made: list[Layer] = []
 
     def make(folder: Path) -> None:
@@ -97,32 +122,39 @@ def _stored(work: "Layerwise", layer: int, stages: Stages, key: str) -> Layer:
         save_file(made[0].biases, folder / "biases.safetensors")
 
     folder = stages.run(f"layer-{layer}", key, make)
+    found = Layer(read_codes(folder / "codes.safetensors", work.grids), load_file(folder / "biases.safetensors"))
     if not made:
-        codes = read_codes(folder / "codes.safetensors", work.grids)
-        made.append(Layer(codes, load_file(folder / "biases.safetensors")))
-        work.take(layer, made[0])
-    return made[0]
+        work.take(layer, found)
+    return found
 
 
 class Layerwise:
     """A running model that is rounded layer by layer, and the passes that go through it."""
 
-    def __init__(self, passes: Passes, model: torch.nn.Module, targets: Sequence[Target], biases: Iterable[str]) -> None:
+    def __init__(
+        self,
+        passes: Passes,
+        model: torch.nn.Module,
+        targets: Sequence[Target],
+        biases: Iterable[str],
+        tables: Mapping[str, Codes],
+    ) -> None:
+        """`tables`: the codes of tables, by tensor."""
         self._passes = passes
         self._targets = targets
+        self._tables = tables
         self._parameters = dict(model.named_parameters())
         self._biases = {name: self._parameters[name].data.clone() for name in biases if name in self._parameters}
-        self.grids = {target.tensor.name: target.grid for target in targets if target.grid}
+        self.grids = grids_of(targets)
         self.places: dict[str, list[RowPlacement]] = {}
 
     def begin(self) -> None:
         """Take the passes to the first layer: those in fp32 through the tables as they are, then the others through the
-        tables as the format rounds them.
+        tables as they are rounded.
         """
         self._passes.keep_exact(0)
         self._passes.advance(self._passes.steps[0], rounded=False)
-        tables = [target for target in self._targets if target.tensor.layer is None]
-        self._round_elsewhere(tables)
+        self._round_elsewhere(target for target in self._targets if target.tensor.layer is None)
         self._passes.advance(self._passes.steps[0])
 
     def leave(self, layer: int) -> None:
@@ -190,10 +222,13 @@ class Layerwise:
         return True
 
     def _round_elsewhere(self, targets: Iterable[Target]) -> None:
-        """Give matrices that no Linear is seen to use the format's own rounding, wherever they are."""
+        """Give tables their codes' values, and matrices that no Linear is seen to use the format's own rounding, wherever they
+        are.
+        """
         matrices = {name: each.data.cpu() for name, each in self._parameters.items() if each.dim() == 2}
         for target in targets:
-            self._put(row_placements(target.values(), matrices), target.nearest())
+            codes = self._tables.get(target.tensor.name)
+            self._put(row_placements(target.values(), matrices), codes.values().numpy() if codes else target.nearest())
 
     def _put(self, places: Iterable[RowPlacement], values: Floats) -> None:
         """Give rows of parameters these values, float32 (rows, columns)."""

@@ -36,7 +36,7 @@ class Student:
         self._model, self._rounded, self._device = model, rounded, model.device
         self._parameters = dict(model.transformers_model.named_parameters())
         self._unquantized = {name: self._parameters[name].detach().clone().requires_grad_() for name in tunable}
-        own = {name: codes for name, codes in rounded.codes.items() if codes.super_scales is None}
+        own = {name: codes for name, codes in rounded.codes.items() if codes.super_scales is None and name in rounded.places}
         self._ratios = {
             name: torch.ones_like(codes.scales, device=self._device).requires_grad_() for name, codes in own.items()
         }

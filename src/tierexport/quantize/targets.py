@@ -26,8 +26,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Rounded:
-    """What a model was rounded to: codes by tensor, and where their rows lie in the running model's parameters; and new values
-    of parameters that stay in fp32, by the parameter's name. `tuned`: whether any of it comes from tuning.
+    """What a model was rounded to: codes by tensor; where the rows of those in layers lie in the running model's parameters;
+    and new values of parameters that stay in fp32, by the parameter's name. `tuned`: whether any of it comes from tuning.
     """
 
     codes: "Mapping[str, Codes]"

@@ -222,7 +222,7 @@ def found_table(found: Found) -> Table:
     names = ("type", "groups")
     table = new_table(
         f"{found.bytes:,} bytes, {found.stored_bits:.3f} stored bits; 1−cos predicted {found.predicted:.6f}, "
-        f"measured {found.measured:.6f} on the same texts, rounded to nearest", *names
+        f"{'not measured' if found.measured is None else f'measured {found.measured:.6f}'} as built, on other texts", *names
     )  # fmt: skip
     for native in sorted(set(found.types.values()), key=colour_bits):
         table.add_row(native, ", ".join(name for name, each in found.types.items() if each == native))

@@ -9,7 +9,7 @@ from tierexport.datasets.beir import read_retrieval_set
 from tierexport.model.description import FILE_NAME
 from tierexport.search.found import Found
 from tierexport.search.lossless import RetrievalJudge
-from tierexport.search.study import MARK, Study
+from tierexport.search.study import MARK, Study, types_in
 
 TOLERANCE = 0.01
 """Share of the size at which the search for the smallest ends."""
@@ -38,14 +38,14 @@ def search_lossless(model: str, data: str, out: Path | None) -> Found:
     study = Study(model)
     out = out or Path(f"{study.source.name}-lossless.toml")
     _check_replaceable(out)
-    judge = RetrievalJudge(study.trial, study.source, read_retrieval_set(data))
+    judge = RetrievalJudge(study.trial.model, study.source, read_retrieval_set(data))
     low, high = study.smallest, study.largest
     with stage("Halving the budget") as running:
         while high - low > high * TOLERANCE:
             middle = (low + high) // 2
             running.say(f"Trying {8 * middle / study.parameters:.2f} bits")
-            types = {group: option.native for group, option in study.within(middle).items()}
-            low, high = (low, middle) if judge.indistinct(study.by_tensor(types)) else (middle, high)
+            _, rounded = study.as_built(study.plan(types_in(study.within(middle)), "trial"))
+            low, high = (low, middle) if judge.indistinct(rounded) else (middle, high)
     return study.best(high, out)
 
 

@@ -8,18 +8,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Found:
-    """A searched recipe: its GGUF's size, the loss it is predicted to cost, and what it cost on the same texts.
+    """A searched recipe: its GGUF's size, and the loss it is predicted to cost, the mean of 1 − cosine to fp32.
 
-    Loss is the mean of 1 − cosine to fp32 with the weights rounded to nearest: what is built takes the
-    recipe's rounding, loses less, and is verified.
+    `measured`: what it costs on other texts, the verifier's, as it was built; None before that.
     """
 
     recipe: Path
     bytes: int
     stored_bits: float
     predicted: float
-    measured: float
     types: Mapping[str, str]
+    measured: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As `search --json` prints it."""

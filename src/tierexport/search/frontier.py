@@ -9,13 +9,10 @@ from tierexport.base.progress import stage
 from tierexport.base.records import Text, bits_per_parameter
 from tierexport.base.shipped import shipped
 from tierexport.datasets.calibration import screen
-from tierexport.model.encoder import open_model
 from tierexport.recipe.plan import Plan
-from tierexport.search.allocate import predicted
 from tierexport.search.found import Frontier, Point
 from tierexport.search.stock import STOCK
-from tierexport.search.study import Study
-from tierexport.search.trial import TrialModel
+from tierexport.search.study import Study, types_in
 
 CURVE_POINTS = 12
 """Sizes searched along the curve, beside those of the points with names."""
@@ -41,7 +38,7 @@ class _Points:
     def __init__(self, study: Study) -> None:
         texts = [Text(text, "passage") for text in screen()]
         self._study = study
-        self._trial = TrialModel(open_model(study.source), texts, study.tensors, study.imatrix)
+        self._trial = study.trial_on(texts)
 
     def stock(self, native: str) -> Point:
         """The point of a stock type of llama.cpp."""
@@ -67,7 +64,7 @@ def _curve(study: Study, points: _Points, named: Sequence[Point]) -> list[Point]
         running.total(len(budgets))
         for name, budget in budgets:
             choice = study.within(budget)
-            made = study.plan({group: option.native for group, option in choice.items()}, "searched")
-            curve.append(points.built("searched", name, made, predicted(choice)))
+            made = study.plan(types_in(choice), "searched")
+            curve.append(points.built("searched", name, made, study.effects.predicted(choice)))
             running.step()
     return curve

@@ -5,25 +5,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tierexport.formats.gguf.types import NATIVE_OF_BITS
-from tierexport.search.sensitivity import PARTS, Group
+from tierexport.search.groups import Group
 
 
 def document(name: str, description: str, model: str, types: Mapping[str, str], groups: Sequence[Group]) -> dict[str, Any]:
     """A recipe in which each group has the type that `types` gives it by its name."""
     tiers = {native.lower(): {"bits": bits_of(native), "gguf": native} for native in sorted(set(types.values()))}
-    rules = []
-    for part in dict.fromkeys(group.part for group in groups):
-        here = [group for group in groups if group.part == part]
-        for native in sorted({types[group.name] for group in here}):
-            layers = [group.layer for group in here if types[group.name] == native and group.layer is not None]
-            rule: dict[str, Any] = {"tier": native.lower(), "roles": _roles(part)}
-            rules.append(rule | {"layers": _ranges(layers)} if layers else rule)
+    layers: dict[tuple[str, str], list[int]] = {}  # in which each role has each type
+    for group in groups:
+        layers.setdefault((types[group.name], group.role), []).extend([] if group.layer is None else [group.layer])
+    together: dict[tuple[str, tuple[str, ...]], list[str]] = {}  # roles that have a type in the same layers
+    for (native, role), found in layers.items():
+        together.setdefault((native.lower(), tuple(_ranges(found))), []).append(role)
+    rules = [
+        {"tier": tier, "roles": roles} | ({"layers": list(ranges)} if ranges else {})
+        for (tier, ranges), roles in together.items()
+    ]
     return {"name": name, "description": description, "model": model, "formats": ["gguf"], "tiers": tiers, "rules": rules}
-
-
-def _roles(part: str) -> list[str]:
-    """The roles, or the name of their group, that a rule claims for a part."""
-    return [part] if part in ("embeddings", "attention", "heads") else list(PARTS[part])
 
 
 def _ranges(layers: Sequence[int]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +12,17 @@ import tomli_w
 from tierexport.base import archive
 from tierexport.base.files import write_whole
 from tierexport.base.progress import stage
-from tierexport.base.records import Imatrix, bits_per_parameter
+from tierexport.base.records import Imatrix, Text, bits_per_parameter
 from tierexport.base.stages import Stages, stage_key
-from tierexport.datasets.calibration import calibration_texts, texts_digest
+from tierexport.datasets.calibration import every_text, spread, texts_digest
 from tierexport.formats import formats_of
-from tierexport.formats.export import round_by_layers
+from tierexport.formats.export import round_by_layers, tunable_of
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.read import read_tensors
-from tierexport.formats.gguf.write import file_bytes
+from tierexport.formats.gguf.write import Unquantized, file_bytes
 from tierexport.formats.job import Job
+from tierexport.model.batches import within
 from tierexport.model.encoder import open_model
 from tierexport.model.languages import languages_of
 from tierexport.model.roles import UNQUANTIZED_ROLE
@@ -29,16 +30,19 @@ from tierexport.model.source import open_source
 from tierexport.model.stages import source_stages
 from tierexport.recipe.plan import Plan, make_plan
 from tierexport.recipe.read import parse_recipe, read_recipe
+from tierexport.recipe.schema import CalibrationSettings
 from tierexport.search import recipes
-from tierexport.search.allocate import allocate, predicted
+from tierexport.search.allocate import allocate
+from tierexport.search.effects import Choice, Effects
 from tierexport.search.found import Found
-from tierexport.search.sensitivity import Option, Options, group_bytes, groups_of, measure, types_of
+from tierexport.search.groups import group_bytes, groups_of, types_of
 from tierexport.search.stock import quantize_stock
 from tierexport.search.trial import TrialModel
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from tierexport.search.measure import Calibrated
 
 MARK = "Found for at most"
 """How the description of a searched recipe begins: what bears it may be replaced by another search."""
@@ -48,7 +52,10 @@ LONGEST_NAME = 100
 
 
 TEXTS = 128
-"""Built-in calibration texts that sensitivities are measured on; the verifier judges on others."""
+"""Built-in texts that losses are measured on."""
+
+LONGEST_TEXT = 300
+"""Characters of such a text: a long one takes more time and counts no more."""
 
 
 class Study:
@@ -62,24 +69,21 @@ class Study:
             self.tensors = self.format.tensors(self.source)
         self.groups = groups_of(self.tensors)
         self.parameters = sum(tensor.parameters for tensor in self.tensors)
-        self.texts = calibration_texts("builtin", TEXTS, languages_of(self.source))
 
     def best(self, budget: int, out: Path) -> Found:
         """The best recipe for a budget of bytes, written to `out`. Raises InputError when nothing fits."""
         choice = self.within(budget)
-        types = {name: option.native for name, option in choice.items()}
-        with stage("Trying what was found"):
-            measured = float(self.trial.sensitivity(self.by_tensor(types)).mean())
-        size, expected = self.size(choice), predicted(choice)
+        types = types_in(choice)
+        size, expected = self.size(choice), self.effects.predicted(choice)
         said = f"{MARK} {budget:,} bytes of GGUF; predicted loss (1 - cosine) {expected:.6f}"
         write_whole(out, tomli_w.dumps(recipes.document(out.stem, said, self.model, types, self.groups)))
-        return Found(out, size, bits_per_parameter(size, self.parameters), expected, measured, types)
+        return Found(out, size, bits_per_parameter(size, self.parameters), expected, types)
 
-    def within(self, budget: int) -> dict[str, Option]:
+    def within(self, budget: int) -> Choice:
         """The options of least predicted loss whose file takes at most `budget` bytes. Raises InputError."""
-        return allocate(self.options, budget, self.fixed)
+        return allocate(self.effects, budget, self.fixed)
 
-    def size(self, choice: Mapping[str, Option]) -> int:
+    def size(self, choice: Choice) -> int:
         """Bytes of the GGUF, its recipe's name being of the longest kind."""
         return self.fixed + sum(option.bytes for option in choice.values())
 
@@ -94,12 +98,12 @@ class Study:
     @property
     def smallest(self) -> int:
         """Bytes with every group at its smallest type."""
-        return self.fixed + sum(min(option.bytes for option in options) for options in self.options.values())
+        return self.fixed + sum(min(option.bytes for option in options) for options in self.effects.options.values())
 
     @property
     def largest(self) -> int:
         """Bytes with every group at its largest type."""
-        return self.fixed + sum(max(option.bytes for option in options) for options in self.options.values())
+        return self.fixed + sum(max(option.bytes for option in options) for options in self.effects.options.values())
 
     def shipped(self, path: Path) -> Plan:
         """What a shipped recipe makes of this model as a GGUF."""
@@ -137,18 +141,49 @@ class Study:
         return self.format.calibrated(made.formats[0], made)
 
     @functools.cached_property
-    def trial(self) -> TrialModel:
-        """The fp32 model over the texts, whose weights can be rounded."""
-        imatrix = self.imatrix
-        with stage("Opening fp32"):
-            return TrialModel(open_model(self.source), self.texts, self.tensors, imatrix)
+    def texts(self) -> list[Text]:
+        """Built-in texts that losses are measured on, none of which rounding reads; the verifier judges on others."""
+        every = every_text("builtin", languages_of(self.source))
+        read = set(self._read)
+        return spread([text for text in every if text not in read and len(text.text) <= LONGEST_TEXT] or every, TEXTS)
 
     @functools.cached_property
-    def options(self) -> Options:
-        """Bytes and sensitivity of every group at every type, from the cache or measured now."""
-        key = stage_key(
-            "tierexport.search.sensitivity", texts_digest(self.texts, "builtin"), self.imatrix.dataset, archive.tools()
-        )
+    def _read(self) -> list[Text]:
+        """The texts that the rounding of a build reads."""
+        every = every_text("builtin", languages_of(self.source))
+        return within(open_model(self.source), every, CalibrationSettings().tokens)
+
+    @functools.cached_property
+    def trial(self) -> TrialModel:
+        """The fp32 model over the texts, whose weights can be rounded."""
+        return self.trial_on(self.texts)
+
+    def trial_on(self, texts: Sequence[Text]) -> TrialModel:
+        """The fp32 model over some texts."""
+        imatrix, grouped = self.imatrix, [tensor for group in self.groups for tensor in group.tensors]
+        with stage("Opening fp32"):
+            return TrialModel(open_model(self.source), texts, grouped, imatrix, Unquantized(self.source))
+
+    @functools.cached_property
+    def effects(self) -> Effects:
+        """What every group does at every type, from the cache or measured now."""
+        from tierexport.search.measure import measure
+
+        read = [texts_digest(each, "builtin") for each in (self.texts, self._read)]
+        key = stage_key("tierexport.search.measure", read, self.imatrix.dataset, archive.tools())
         with stage("Measuring what each group costs") as running:
-            running.total(sum(len(types_of(group)) for group in self.groups))
-            return measure(self.groups, lambda: self.trial, source_stages(self.source), key, running.step)
+            running.total(len(self.groups))
+            stages = source_stages(self.source)
+            return measure(self.groups, lambda: self.trial, self._calibrated, stages, key, running.step)
+
+    def _calibrated(self) -> "Calibrated":
+        """What rounding takes of the model, as a build would."""
+        from tierexport.search.measure import Calibrated
+
+        made, model = self.plan({group.name: types_of(group)[0] for group in self.groups}, "rounding"), open_model(self.source)
+        return Calibrated(model, self._read, frozenset(tunable_of(self.format, Job(made.formats[0], made), model)))
+
+
+def types_in(choice: Choice) -> dict[str, str]:
+    """The type that each group gets."""
+    return {name: option.native for name, option in choice.items()}

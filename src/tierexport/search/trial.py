@@ -4,6 +4,7 @@ A weight is replaced by the values that its GGUF type would leave of it, so noth
 trial takes one pass over the texts.
 """
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,39 +17,80 @@ from tierexport.base.errors import PlanError
 from tierexport.base.records import Floats, Imatrix, Tensor, Text
 from tierexport.base.workers import on_cores
 from tierexport.formats.gguf import ggml
-from tierexport.metrics.similarity import cosines
+from tierexport.metrics.similarity import cosines, normalized
 from tierexport.model.batches import Batch, batches, original_order, prompted
-from tierexport.model.placement import parameters_of
+from tierexport.model.placement import RowPlacement, parameters_of, row_placements
 from tierexport.quantize.floor import floored
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
 
 
+Rows = Mapping[str, "torch.Tensor"]
+"""New values of GGUF tensors, by name: float32, as `Tensor.shape`."""
+
+
 class TrialModel:
-    """A model, texts, and the vectors that the unchanged model makes of them, float32 (texts, dimensions)."""
+    """A model, texts, and the vectors that the unchanged model makes of them, float32 (texts, dimensions).
+
+    `parameters`: all of the model's, by name; `places`: where in them the rows of each GGUF tensor lie.
+    """
 
     def __init__(
-        self, model: "SentenceTransformer", texts: Sequence[Text], tensors: Iterable[Tensor], imatrix: Imatrix
+        self,
+        model: "SentenceTransformer",
+        texts: Sequence[Text],
+        tensors: Iterable[Tensor],
+        imatrix: Imatrix,
+        unquantized: Mapping[str, Floats],
     ) -> None:
-        """Raises PlanError where one of `tensors` can't be found in the model."""
+        """`unquantized`: the values of GGUF tensors in fp32. Raises PlanError where one of `tensors` can't be found in the
+        model.
+        """
         self.model, self._imatrix = model, imatrix
-        self.parameters = _parameters(model, list(tensors))
+        self.parameters = _parameters(model)
+        self.places = _places(self.parameters, list(tensors), unquantized)
         self._batches = list(batches(model, prompted(model.prompts, texts)))
         self._order = original_order(batch.rows for batch in self._batches)
+        self._here = threading.local()  # which batch a worker is at
         self.reference = self.encode(model)
 
     def encode(self, model: "SentenceTransformer") -> Floats:
         """Vectors of the texts, float32 (texts, dimensions), by this model, or a copy of it, as it is now."""
         import torch
 
-        def vectors(batch: Batch) -> Floats:
+        def vectors(numbered: tuple[int, Batch]) -> Floats:
+            self._here.batch, batch = numbered
             with torch.inference_mode():
                 found: Floats = model(dict(batch.features))["sentence_embedding"].float().numpy()
             return found
 
-        whole: Floats = np.concatenate(on_cores(vectors, self._batches))[self._order]
+        whole: Floats = np.concatenate(on_cores(vectors, enumerate(self._batches)))[self._order]
         return whole
+
+    @contextmanager
+    def beyond(self, layers: "Sequence[torch.nn.Module]") -> Iterator[None]:
+        """Inside, the first layers of the model, these, are not run again: what they put out is kept."""
+        if not layers:
+            yield
+            return
+        kept: dict[int, Any] = {}
+        run = layers[-1].forward
+
+        def keep(*given: Any, **named: Any) -> Any:
+            kept[self._here.batch] = found = run(*given, **named)
+            return found
+
+        layers[-1].forward = keep
+        try:
+            self.encode(self.model)
+            for layer in layers:
+                layer.forward = lambda *_, **__: kept[self._here.batch]
+            yield
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("forward", None)
 
     def sensitivity(self, types: Mapping[str, str]) -> npt.NDArray[np.float64]:
         """1 − cosine to fp32 of each text, with the named tensors rounded to nearest at these native types."""
@@ -59,21 +101,54 @@ class TrialModel:
         """1 − cosine to fp32 of each text's vector, float64 (texts,)."""
         return 1 - cosines(self.reference, vectors)
 
+    def moves(self, rows: Rows, biases: "Mapping[str, torch.Tensor] | None" = None) -> Floats:
+        """How each text's vector, of unit length, moves with these values of GGUF tensors, and of biases by their parameters'
+        names: float32 (texts, dimensions).
+        """
+        with self.holding({**self.put(rows), **(biases or {})}):
+            found: Floats = (normalized(self.encode(self.model)) - normalized(self.reference)).astype(np.float32)
+        return found
+
+    def rows(self, tensor: str) -> "torch.Tensor":
+        """The values of a GGUF tensor as the model has them now."""
+        places = self.places[tensor]
+        first = self.parameters[places[0].parameter].data
+        found: torch.Tensor = first.new_empty(sum(len(place.rows) for place in places), *first.shape[1:])
+        for place in places:
+            found[place.rows] = self.parameters[place.parameter].data[place.into]
+        return found
+
+    def put(self, rows: Rows) -> "dict[str, torch.Tensor]":
+        """The parameters that hold these values of GGUF tensors, by name."""
+        found: dict[str, torch.Tensor] = {}
+        for tensor, values in rows.items():
+            for place in self.places[tensor]:
+                found[place.parameter] = place.put(found.get(place.parameter, self.parameters[place.parameter].data), values)
+        return found
+
+    def nearest(self, tensor: str, native: str) -> "torch.Tensor":
+        """What rounding a GGUF tensor to nearest leaves of it."""
+        import torch
+
+        return torch.from_numpy(_rounded(self.rows(tensor).numpy(), native, self._imatrix.means.get(tensor)))
+
     @contextmanager
     def rounded(self, types: Mapping[str, str]) -> Iterator[None]:
         """Inside, each named tensor holds what rounding it to nearest at its native type leaves of it."""
-        import torch
+        with self.holding(self.put({tensor: self.nearest(tensor, native) for tensor, native in types.items()})):
+            yield
 
-        before = [(parameter, parameter.data) for name in types for parameter in self.parameters[name]]
+    @contextmanager
+    def holding(self, values: "Mapping[str, torch.Tensor]") -> Iterator[None]:
+        """Inside, parameters have these values."""
+        before = {name: self.parameters[name].data for name in values}
         try:
-            for name, native in types.items():
-                means = self._imatrix.means.get(name)
-                for parameter in self.parameters[name]:
-                    parameter.data = torch.from_numpy(_rounded(parameter.data.numpy(), native, means))
+            for name, each in values.items():
+                self.parameters[name].data = each
             yield
         finally:
-            for parameter, values in before:
-                parameter.data = values
+            for name, each in before.items():
+                self.parameters[name].data = each
 
 
 def _rounded(values: Floats, native: str, means: Floats | None) -> Floats:
@@ -84,10 +159,30 @@ def _rounded(values: Floats, native: str, means: Floats | None) -> Floats:
     return found
 
 
-def _parameters(model: "SentenceTransformer", tensors: Sequence[Tensor]) -> dict[str, list[Any]]:
-    """The parameters that each GGUF tensor is made of. Raises PlanError where one can't be found."""
-    parameters = dict(model.transformers_model.named_parameters())
-    found = parameters_of(tensors, parameters)
-    if missing := [name for name, names in found.items() if not names]:
-        raise PlanError(f"{missing[0]} can't be found in the running model, so its sensitivity can't be measured")
-    return {tensor: [parameters[name] for name in names] for tensor, names in found.items()}
+def _parameters(model: "SentenceTransformer") -> dict[str, Any]:
+    """The parameters of the transformer by its own names, and those of the modules after it by the whole model's."""
+    own = dict(model.transformers_model.named_parameters())
+    held = {id(each) for each in own.values()}
+    return own | {name: each for name, each in model.named_parameters() if id(each) not in held}
+
+
+def _places(
+    parameters: Mapping[str, Any], tensors: Sequence[Tensor], unquantized: Mapping[str, Floats]
+) -> dict[str, list[RowPlacement]]:
+    """Where the rows of each tensor lie: by names, or, where those don't say it, by values. Raises PlanError for one that is
+    not there.
+    """
+    named = parameters_of(tensors, parameters)
+    matrices = {name: each.data for name, each in parameters.items() if each.dim() == 2}
+    found = {}
+    for tensor in tensors:
+        rows = [len(parameters[name]) for name in named[tensor.name]]
+        if rows and sum(rows) == tensor.shape[0]:
+            starts = np.cumsum([0, *rows])
+            where = zip(named[tensor.name], starts, rows, strict=False)
+            found[tensor.name] = [RowPlacement(list(range(at, at + n)), name, list(range(n))) for name, at, n in where]
+            continue
+        found[tensor.name] = row_placements(unquantized[tensor.name].reshape(tensor.shape), matrices)
+        if sum(len(place.rows) for place in found[tensor.name]) < tensor.shape[0]:
+            raise PlanError(f"{tensor.name} can't be found in the running model, so its sensitivity can't be measured")
+    return found

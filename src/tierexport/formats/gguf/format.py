@@ -64,8 +64,12 @@ class Gguf:
         return types.native_type(tensor, tier)
 
     def takes_feedback(self, tensor: Tensor, native: str) -> bool:
-        """Whether it is a matrix of a layer, and the type is one that codes are packed for."""
-        return native in GGUF_GRIDS and tensor.layer is not None and tensor.role != UNQUANTIZED_ROLE and len(tensor.shape) == 2
+        """Whether it is a matrix of a layer or a table of tokens, and the type is one that codes are packed for; at 8 bits a
+        table loses next to nothing.
+        """
+        if native not in GGUF_GRIDS or tensor.role == UNQUANTIZED_ROLE or len(tensor.shape) != 2:
+            return False
+        return tensor.layer is not None or (tensor.role == "token_embeddings" and native != "Q8_0")
 
     def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Rows times bytes per row."""

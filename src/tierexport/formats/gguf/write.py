@@ -29,7 +29,7 @@ _FILE_TYPES = {"F32": "ALL_F32", **{f"Q{bits}_K": f"MOSTLY_Q{bits}_K_M" for bits
 
 def targets(job: Job) -> list[Target]:
     """The matrices of a plan as rounding layer by layer sees them."""
-    data = _Unquantized(job.source)
+    data = Unquantized(job.source)
 
     def target(row: PlannedTensor) -> Target:
         def values() -> Floats:
@@ -52,7 +52,7 @@ def tunable(job: Job, parameters: Mapping[str, Floats]) -> list[str]:
 
     A norm that the converter shifts (Gemma's) is not among them.
     """
-    data = _Unquantized(job.source)
+    data = Unquantized(job.source)
     kept = {row.tensor.name for row in job.plan.rows if row.type == "F32" and len(row.tensor.shape) == 1}
     names = {name: gguf_name(name) for name in parameters}
     return [name for name, ours in names.items() if ours in kept and np.array_equal(data[ours], parameters[name])]
@@ -64,7 +64,7 @@ def write_gguf(job: Job, rounded: Rounded, path: Path, progress: Progress) -> No
     A tensor with codes is stored by them, one with new values in fp32 by those, the others are rounded by
     ggml. Raises PlanError when a value does not fit its type.
     """
-    data = _Unquantized(job.source)
+    data = Unquantized(job.source)
     writer = _begun(job, path)
     changed = {gguf_name(name): values for name, values in rounded.fp32.items()}
     for row in job.plan.rows:
@@ -74,7 +74,7 @@ def write_gguf(job: Job, rounded: Rounded, path: Path, progress: Progress) -> No
     writer.close()
 
 
-class _Unquantized(Mapping[str, Any]):
+class Unquantized(Mapping[str, Any]):
     """The converted model's tensors by name, each read when it is asked for: of a mapped file all that was read would stay."""
 
     def __init__(self, source: Source) -> None:

@@ -59,8 +59,9 @@ class Torchao:
         return types.native_type(tensor, tier, self.layout)
 
     def takes_feedback(self, tensor: Tensor, native: str) -> bool:
-        """Whether it is a matrix of a layer at 4 bits."""
-        return native == "int4" and tensor.layer is not None and len(tensor.shape) == 2
+        """Whether it is a matrix of a layer or a table of tokens, at 4 bits."""
+        in_turn = tensor.layer is not None or tensor.role == "token_embeddings"
+        return native == "int4" and in_turn and len(tensor.shape) == 2
 
     def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Codes, scales and zero points, as safetensors holds them."""
