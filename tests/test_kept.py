@@ -1,5 +1,6 @@
 """Vectors in the cache: an answer is taken again only for the same question, asked of the same code."""
 
+import inspect
 import itertools
 import shutil
 import sys
@@ -11,20 +12,24 @@ from typing import Any
 
 import pytest
 
-from conftest import Built, build
+from conftest import RECIPES, Built, build
+from tierexport import pipeline
 from tierexport.base import codebase
 from tierexport.base.codebase import PACKAGE, code_of, digest_of
-from tierexport.base.records import Encoded, Source
+from tierexport.base.records import NO_IMATRIX, Encoded, Source
+from tierexport.formats import export, format_named
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.llama import LlamaFile
 from tierexport.formats.gguf.worker import run
 from tierexport.formats.gguf.worker_client import Worker
+from tierexport.formats.job import Job
 from tierexport.formats.torchao.format import Torchao
 from tierexport.model import reference
 from tierexport.model.encoder import encode, open_model
 from tierexport.model.reference import ENCODER, Question, Reference, key_of, reference_question
 from tierexport.model.source import open_source
 from tierexport.model.vector_store import VectorStore
+from tierexport.quantize.lesson import unread
 from tierexport.verify.opened import Judged, OpenArtifact
 
 TEXTS = ["a sentence", "another one"]
@@ -197,6 +202,33 @@ def test_vectors_are_made_anew_once_the_code_that_reads_them_changes(
             (package / name).write_text((package / name).read_text() + "\n# changed\n")
             assert made_anew(tiny_model, artifacts, monkeypatch) == expected, name
             assert made_anew(tiny_model, artifacts, monkeypatch) == set(), name
+    finally:
+        code_of.cache_clear()
+        digest_of.cache_clear()
+
+
+def test_a_tuned_artifact_is_stale_once_other_code_chooses_its_texts(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by no change of a card."""
+    package = Path(shutil.copytree(PACKAGE, tmp_path / "tierexport", ignore=shutil.ignore_patterns("__pycache__", "shipped")))
+    made = pipeline.plan(RECIPES / "four_bit.toml", [f"model={tiny_model}", "rounding=distill"])
+    jobs = [Job(plan, made, NO_IMATRIX) for plan in made.formats]
+    monkeypatch.setattr(codebase, "PACKAGE", package)
+
+    def keys() -> list[str]:
+        code_of.cache_clear()
+        digest_of.cache_clear()
+        return [export.key_of(format_named(job.plan.format), job) for job in jobs]
+
+    try:
+        before = keys()
+        with (package / "report/card.py").open("a") as file:
+            file.write("# changed\n")
+        assert keys() == before
+        with (package / Path(inspect.getfile(unread)).relative_to(PACKAGE)).open("a") as file:
+            file.write("# changed\n")
+        assert not set(keys()) & set(before)
     finally:
         code_of.cache_clear()
         digest_of.cache_clear()

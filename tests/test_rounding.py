@@ -15,12 +15,10 @@ from safetensors.torch import load_file, save_file
 import tierexport
 from conftest import RECIPES, Built, build, run
 from tierexport import pipeline
-from tierexport.base.records import NO_IMATRIX, Source, Tensor, Text
+from tierexport.base.records import Source, Tensor, Text
 from tierexport.base.stages import Stages
 from tierexport.datasets.calibration import calibration_texts
-from tierexport.formats import export
 from tierexport.formats.gguf import ggml
-from tierexport.formats.job import Job
 from tierexport.model.batches import batches, prompted, real_rows, token_ids, within
 from tierexport.model.encoder import open_model
 from tierexport.model.placement import row_placements
@@ -32,6 +30,7 @@ from tierexport.quantize.gptq import Request, curvature_of, gptq, objective
 from tierexport.quantize.grids import GGUF_GRIDS, IQ4_NL_LEVELS, Affine, Grid, int4_grid
 from tierexport.quantize.inputs import CORRECTION, CORRECTION_DAMPING, gathered
 from tierexport.quantize.layerwise import round_layers
+from tierexport.quantize.lesson import unread
 from tierexport.quantize.packing import pack
 from tierexport.quantize.passes import Passes, Step
 from tierexport.quantize.rounding import round_matrices
@@ -400,8 +399,7 @@ def test_tuning_reads_what_rounding_has_not(tiny_model: Path) -> None:
     model = open_model(open_source(str(tiny_model)))
     for tokens, alike in ((2000, False), (10**6, True)):
         plan = pipeline.plan(RECIPES / "four_bit.toml", [f"model={tiny_model}", f"calibration.tokens={tokens}"])
-        job = Job(plan.formats[0], plan, NO_IMATRIX)
-        read, tuned_on = within(model, plan.texts.texts, tokens), export._unread(model, job)
+        read, tuned_on = within(model, plan.texts.texts, tokens), unread(model, plan.texts.texts, tokens)
         assert (tuned_on == read) is alike
         assert alike or not set(tuned_on) & set(read)
         counts = [sum(map(len, token_ids(model, [text.text for text in each]))) for each in (read, tuned_on)]

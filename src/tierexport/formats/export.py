@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from tierexport.base.archive import tools
 from tierexport.base.progress import stage
-from tierexport.base.records import Text
 from tierexport.base.stages import Stages, stage_key
 from tierexport.formats.job import Job
 from tierexport.formats.protocol import Format
@@ -88,25 +87,16 @@ def tunable_of(fmt: Format, job: Job, model: "SentenceTransformer") -> list[str]
 def _rounded(fmt: Format, job: Job, done: Stages, key: str) -> Rounded:
     """What error feedback makes of a plan's matrices, and tuning of that where the recipe asks for it."""
     from tierexport.quantize.distill import distill
+    from tierexport.quantize.lesson import unread
 
     model = open_model(job.source)
     if job.recipe.rounding != "distill":
         done.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=done.root) as folder:
             return round_by_layers(fmt, job, model, done, key, Path(folder))
-    tunable, texts = tunable_of(fmt, job, model), _unread(model, job)
+    texts = unread(model, job.made.texts.texts, job.recipe.calibration.tokens)
+    tunable = tunable_of(fmt, job, model)
     rounded = round_by_layers(fmt, job, model, done, key)
     with stage("Tuning") as running:
         running.total(TUNING_STEPS)
         return distill(model, open_model(job.source), texts, rounded, tunable, done, key, running.step)
-
-
-def _unread(model: "SentenceTransformer", job: Job) -> list[Text]:
-    """Texts to tune on: as many tokens of those that rounding has not read, where they are half as many, or what it has read.
-
-    What it has read it fits better than other texts, so that nothing would seem to be gained.
-    """
-    texts, tokens = job.made.texts.texts, job.recipe.calibration.tokens
-    read = within(model, texts, tokens)
-    others = within(model, left, tokens) if (left := [text for text in texts if text not in set(read)]) else []
-    return others if len(others) >= len(read) / 2 else read

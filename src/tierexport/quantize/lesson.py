@@ -13,7 +13,7 @@ import torch
 
 from tierexport.base.records import Text
 from tierexport.base.workers import on_cores
-from tierexport.model.batches import features_of, prompted
+from tierexport.model.batches import features_of, prompted, within
 from tierexport.quantize.student import Features, Student
 
 if TYPE_CHECKING:
@@ -28,6 +28,17 @@ HELD_BACK = 10
 """Of so many texts, one is not tuned on."""
 
 VECTOR_WEIGHT = 10.0
+
+
+def unread(model: "SentenceTransformer", texts: Sequence[Text], tokens: int) -> list[Text]:
+    """Texts to tune on, where rounding has read so many tokens of `texts`: as many of the others, or the same where the others
+    are less than half as many.
+
+    What rounding has read it fits better than other texts, so that nothing would seem to be gained.
+    """
+    read = within(model, texts, tokens)
+    others = within(model, left, tokens) if (left := [text for text in texts if text not in set(read)]) else []
+    return others if len(others) >= len(read) / 2 else read
 
 
 class Lesson:
