@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ import odd_models as odd
 from conftest import run
 from tierexport.base.errors import InputError
 from tierexport.base.libraries import import_sentence_transformers
+from tierexport.base.records import Source
 from tierexport.formats.gguf.convert import read_layout
 from tierexport.formats.gguf.format import Gguf
 from tierexport.model.encoder import open_model
 from tierexport.model.reference import Reference
 from tierexport.model.source import open_source
 from tierexport.verify.conversion import check_conversion
+from tierexport.verify.probes import probes
 
 
 def _camembert(folder: Path, json_alone: bool) -> None:
@@ -109,6 +112,26 @@ def test_what_llama_cpp_runs_is_converted_right(kind: str, tmp_path: Path) -> No
     assert {"capitals and accents", "blanks", "emoji", "the cut", "query prompt"} <= named
     assert ("added tokens 1" in named) == kind.startswith("tokens added")
     _assert_layers_matter(folder)
+
+
+@pytest.mark.parametrize(
+    ("languages", "required"),
+    [
+        (["ko"], True),
+        (["en", "ko-KR"], True),
+        (["kor"], True),
+        (["Korean"], True),
+        (["multilingual"], True),
+        (["mul"], True),
+        ([], False),
+        (["en"], False),
+        (["kok"], False),  # Konkani
+        (["sw"], False),  # there are built-in texts of none of its languages
+    ],
+)
+def test_hangul_is_asked_of_models_that_say_they_speak_korean(languages: list[str], required: bool, minilm: Source) -> None:
+    (asked,) = (each for each in probes(replace(minilm, languages=tuple(languages)), 256) if each.name == "Korean")
+    assert asked.required == required
 
 
 def _assert_layers_matter(folder: Path) -> None:

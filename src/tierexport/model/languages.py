@@ -9,6 +9,9 @@ from tierexport.model.folder import read_object, transformer_folder
 MANY_TOKENS = 100_000
 """A vocabulary from this size on is taken for one of many languages, where a model's card names none."""
 
+MANY = frozenset(("multilingual", "mul"))
+"""What a card has for a language where its model is for many: a word, and the code of ISO 639-2."""
+
 NAMES = {
     "ar": ("Arabic", "ara"),
     "bg": ("Bulgarian", "bul"),
@@ -62,9 +65,19 @@ def languages_of(source: Source) -> list[str]:
     return known if isinstance(size, int) and size >= MANY_TOKENS else ["en"]
 
 
+def speaks(source: Source, language: str) -> bool:
+    """Whether the source's card names a language, which is given by its two-letter code, or says that it is for many."""
+    return language in named(source.languages) or bool(MANY & _first_parts(source.languages))
+
+
 def named(languages: Iterable[str]) -> list[str]:
     """The two-letter codes, in order, of languages that are named by such a code ("en", "fr-CA", "pt_BR"), by three
     letters, or in English.
     """
-    first = {each.replace("_", "-").partition("-")[0].strip().lower() for each in languages}
+    first = _first_parts(languages)
     return [code for code, names in NAMES.items() if first & {code, *(name.lower() for name in names)}]
+
+
+def _first_parts(languages: Iterable[str]) -> set[str]:
+    """What stands before a region or a script, in small letters."""
+    return {each.replace("_", "-").partition("-")[0].strip().lower() for each in languages}

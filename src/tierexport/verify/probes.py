@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tierexport.base.records import Source
 from tierexport.model.folder import transformer_folder
+from tierexport.model.languages import speaks
 
 LONGEST_CUT = 2048
 """Tokens up to which a text is made that has to be cut; beyond, it would take longer than all the rest."""
@@ -54,7 +55,7 @@ def probes(source: Source, max_tokens: int) -> list[Probe]:
         Probe("blanks", "two  blanks,\ta tab\nand a line break ", BLANKS),
         Probe("a blank first", " a blank at the beginning", FIRST_BLANK, required=not _begins_with_blank(source)),
         *_added(source),
-        Probe("Korean", "새 도서관은 강 근처에 있습니다.", HANGUL, required=_speaks(source, "ko")),
+        Probe("Korean", "새 도서관은 강 근처에 있습니다.", HANGUL, required=speaks(source, "ko")),
         Probe("a long word", f"see {'abcdefghij' * 12} there", LONG_WORD, required=False),
         Probe("the cut", _long(max_tokens), CUT),
     ]
@@ -75,11 +76,6 @@ def _long(max_tokens: int) -> str:
     """A text of more than `max_tokens` tokens, of which every word is at least one; of LONGEST_CUT words where that is less."""
     count = min(max_tokens + 8, LONGEST_CUT)
     return " ".join(WORDS[index % len(WORDS)] for index in range(count))
-
-
-def _speaks(source: Source, language: str) -> bool:
-    """Whether the model's card names a language, or that it is multilingual."""
-    return bool({language, "multilingual"} & {each.lower().partition("-")[0] for each in source.languages})
 
 
 def _begins_with_blank(source: Source) -> bool:
