@@ -1,4 +1,4 @@
-"""The layers of a model in files of their own, so that only those are in memory that passes go through."""
+"""The layers of a model, in memory or in files of their own, so that only those are in memory that passes go through."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,17 @@ from safetensors.torch import load_file, save_file
 from tierexport.base.files import writing
 
 
-class LayerFiles:
+class Layers:
+    """The layers of a model, all of them in memory from beginning to end."""
+
+    def load(self, number: int) -> None:
+        """Have a layer's parameters in memory, as they were at first; there may be no such layer."""
+
+    def drop(self, number: int) -> None:
+        """Let go of a layer's parameters, which nothing needs any more."""
+
+
+class LayerFiles(Layers):
     """The parameters of each layer, fp32 on the CPU, in `folder`; the rest of the model stays in memory.
 
     A model that was opened is mapped from its files as a whole, and what was read of a mapped file counts as the process's
@@ -30,13 +40,11 @@ class LayerFiles:
             parameter.data = parameter.data.clone()
 
     def load(self, number: int) -> None:
-        """Give a layer the parameters that it had at first."""
         if number < len(self._layers):
             for name, values in load_file(self._path(number)).items():
                 self._layers[number][name].data = values
 
     def drop(self, number: int) -> None:
-        """Let go of a layer's parameters."""
         for parameter in self._layers[number].values():
             parameter.data = parameter.data.new_empty(0)
 

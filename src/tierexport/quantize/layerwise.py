@@ -29,7 +29,7 @@ from tierexport.quantize.codes import Codes, read_codes, write_codes
 from tierexport.quantize.gptq import Curvature, Request, objective
 from tierexport.quantize.grids import Grid
 from tierexport.quantize.inputs import Inputs, Problem, gathered
-from tierexport.quantize.layer_files import LayerFiles
+from tierexport.quantize.layer_files import LayerFiles, Layers
 from tierexport.quantize.passes import Passes, Step
 from tierexport.quantize.rounding import round_matrices
 from tierexport.quantize.tables import round_tables
@@ -60,21 +60,18 @@ def round_layers(
     tables = _stored_tables(model, texts, targets, stages, key, progress)
     passes = Passes(model, texts)
     work = Layerwise(passes, model.transformers_model, targets, biases, tables)
-    files = LayerFiles(model, passes.layers, folder) if folder else None
+    layers = LayerFiles(model, passes.layers, folder) if folder else Layers()
     found = Layer(dict(tables))
     with passes.running():
-        if files:
-            files.load(0)
+        layers.load(0)
         work.begin()
         for layer in range(len(passes.layers)):
-            if files:
-                files.load(layer + 1)
+            layers.load(layer + 1)
             passes.keep_exact(layer + 1)
             done = _stored(work, layer, stages, key)
             work.leave(layer)
             passes.drop_exact(layer)
-            if files:
-                files.drop(layer)
+            layers.drop(layer)
             found.codes.update(done.codes)
             found.biases.update(done.biases)
             progress(sum(target.tensor.parameters for target in targets if target.tensor.layer == layer))
