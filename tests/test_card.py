@@ -113,10 +113,16 @@ def test_its_numbers_are_the_verification_s_to_the_digit(card: str, published: P
         (judged,) = each["retrieval"]
         expected[("tierexport-screen", f"mean cosine to fp32 {where}")] = each["cos_mean"]
         expected[("tierexport-screen", f"share of the ten nearest neighbours kept {where}")] = each["top10_retention"]
+        expected[("tierexport-screen", f"relative error of the vectors {where}")] = each["relative_error"]
         expected[("retrieval", f"NDCG@10 {where}")] = judged["ndcg_at_10"]
         expected[("retrieval", f"Δ NDCG@10 vs fp32 {where}")] = judged["delta"]
         expected[("retrieval", f"Recall@10 {where}")] = judged["recall_at_10"]
-        for figure in (f"{each['cos_mean']:.5f}", f"{judged['ndcg_at_10']:.4f}", f"{judged['ci_low']:+.4f} to"):
+        for figure in (
+            f"{each['cos_mean']:.5f}",
+            f"{each['relative_error']:.5f} (",
+            f"{judged['ndcg_at_10']:.4f}",
+            f"{judged['ci_low']:+.4f} to",
+        ):
             assert figure in card
     assert shown == expected
 

@@ -6,6 +6,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from conftest import Built, run
+from tierexport.artifact.folder import read_verification
+from tierexport.artifact.manifest import read_manifest
+from tierexport.report.card import render_card
 
 
 def test_the_table_says_what_the_folders_say(scored: Path, packed: Built, tmp_path: Path) -> None:
@@ -22,6 +25,7 @@ def test_the_table_says_what_the_folders_say(scored: Path, packed: Built, tmp_pa
         ours = verified[row["format"]]
         assert row["loss"] == 1 - ours["cos_mean"]
         assert row["loss_ci"] == [1 - ours["cos_mean_ci"][1], 1 - ours["cos_mean_ci"][0]]
+        assert (row["relative_error"], row["relative_error_ci"]) == (ours["relative_error"], ours["relative_error_ci"])
         (judged,) = ours["retrieval"]
         assert row["retrieval"]["retrieval"]["delta"] == judged["delta"]
         assert row["retrieval"]["retrieval"]["ci"] == [judged["ci_low"], judged["ci_high"]]
@@ -29,6 +33,7 @@ def test_the_table_says_what_the_folders_say(scored: Path, packed: Built, tmp_pa
     assert rows[0]["bytes"] == packed.artifact("torchao")["bytes"]
     shown = run("compare", scored, packed.folder, "--picture", tmp_path / "sizes.svg")
     assert f"{judged['delta']:+.4f} ({judged['ci_low']:+.4f} to {judged['ci_high']:+.4f})" in shown.stdout
+    assert f"{rows[2]['relative_error']:.5f}" in shown.stdout
 
 
 def test_the_picture_names_every_artifact_and_comes_out_the_same_each_time(scored: Path, packed: Built, tmp_path: Path) -> None:
@@ -38,7 +43,7 @@ def test_the_picture_names_every_artifact_and_comes_out_the_same_each_time(score
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     said = [each.text for each in ElementTree.parse(pictures[0]).iter("{http://www.w3.org/2000/svg}text")]
     assert {"three_tier, gguf on cpu", "three_tier, torchao on cpu", "four_bit, torchao on cpu"} <= set(said)
-    assert {"MB", "1 − cosine to fp32", "retrieval: Δ NDCG@10 vs fp32"} <= set(said)
+    assert {"MB", "1 − cosine to fp32", "relative error", "retrieval: Δ NDCG@10 vs fp32"} <= set(said)
     assert run("compare", scored, "--picture", tmp_path / "sizes.png").exit_code == 0
     assert (tmp_path / "sizes.png").read_bytes().startswith(b"\x89PNG")
 
@@ -51,6 +56,21 @@ def test_names_carry_the_model_where_there_are_several(scored: Path, tmp_path: P
     done = run("compare", scored, other, "--picture", tmp_path / "two.svg", "--json")
     names = {each["name"] for each in json.loads(done.stdout)["artifacts"]}
     assert names == {"all-MiniLM-L6-v2 three_tier", "another three_tier"}
+
+
+def test_a_verification_without_a_relative_error_still_opens(scored: Path, tmp_path: Path) -> None:
+    """As those of earlier versions are: compared and published with the figures that they have."""
+    folder = Path(shutil.copytree(scored, tmp_path / "earlier"))
+    whole = json.loads((folder / "verify.json").read_text())
+    for result in whole["results"]:
+        del result["relative_error"], result["relative_error_ci"]
+    (folder / "verify.json").write_text(json.dumps(whole))
+    done = run("compare", folder, "--picture", tmp_path / "c.svg", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert [each["relative_error"] for each in json.loads(done.stdout)["artifacts"]] == [None, None]
+    shown = render_card(read_manifest(folder), read_verification(folder), "name = 1")
+    assert f"{whole['results'][0]['cos_mean']:.5f}" in shown
+    assert "type: relative_error" not in shown
 
 
 def test_folders_without_figures_are_refused(scored: Path, tmp_path: Path) -> None:

@@ -250,6 +250,9 @@ def test_the_frontier_falls_and_stock_types_are_llama_cpps(
     points = json.loads(done.stdout)["points"]
     assert {each["name"] for each in points if each["kind"] == "llama.cpp"} == {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL"}
     assert {"three_tier", "int8"} <= {each["name"] for each in points if each["kind"] == "shipped"}
+    assert all(each["relative_error"] > 0 for each in points)
+    losses, errors = (stats.rankdata([each[name] for each in points]) for name in ("loss", "relative_error"))
+    assert stats.pearsonr(losses, errors).statistic > 0.99  # of one model's vectors, they say the same
     curve = sorted((each["bytes"], each["predicted"]) for each in points if each["kind"] == "searched")
     assert len(curve) >= 4 + 10
     assert all(later <= sooner for (_, sooner), (_, later) in itertools.pairwise(curve))

@@ -110,6 +110,31 @@ def test_long_texts_are_judged_where_a_model_reads_them(minilm: Source, three_ti
     assert three_tier.results["gguf"]["lengths"] == []
 
 
+def test_the_relative_error_tells_what_a_cosine_hides(tiny_model: Path, tmp_path: Path) -> None:
+    """A model whose vectors all lie close together, for its last LayerNorm adds a constant: the same weights, rounded alike."""
+    close = Path(shutil.copytree(tiny_model, tmp_path / "close"))
+    model = BertModel.from_pretrained(close)
+    with torch.no_grad():
+        model.encoder.layer[-1].output.LayerNorm.bias += torch.randn(64, generator=torch.Generator().manual_seed(0)) * 20
+    model.save_pretrained(close)
+    options = ("--set", "rounding=nearest", "--set", 'verify.gates=["relative_error <= 0.1"]')
+    plain, shifted = (
+        build(RECIPES / "int8.toml", tmp_path / f"{folder.name}-out", "--set", f"model={folder}", *options)
+        for folder in (tiny_model, close)
+    )
+    gates = json.loads((shifted.folder / "verify.json").read_text())["gates"]
+    for name, found in shifted.results.items():
+        before = plain.results[name]
+        assert 1 - found["cos_mean"] < (1 - before["cos_mean"]) / 50
+        assert found["relative_error"] == pytest.approx(before["relative_error"], rel=0.2)
+        assert found["relative_error_ci"][0] < found["relative_error"] < found["relative_error_ci"][1]
+        assert found["relative_error"] in [each["value"] for each in gates if each["format"] == name]
+        shown = "{:.5f} ({:.5f} to {:.5f})".format(found["relative_error"], *found["relative_error_ci"])
+        for page in ("README.md", "report.html"):
+            assert shown in (shifted.folder / page).read_text("utf-8")
+        assert shown in run("verify", shifted.folder).stdout
+
+
 def test_verify_scores_retrieval_and_rewrites_the_reports(three_tier: Built, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(three_tier.folder, tmp_path / "three_tier"))
     (tmp_path / "sts.tsv").write_text(

@@ -14,8 +14,9 @@ class Fidelity:
     """How near an artifact's vectors are to fp32's on the same texts.
 
     `cos_*`: cosine to the fp32 vector (mean, 1st percentile, minimum); `top10_retention`: share of
-    each text's ten nearest others that stay; `rank_correlation`: Spearman of all pairs' similarities.
-    `cos_mean_ci` and `top10_ci` are 95 % intervals over texts, (low, high).
+    each text's ten nearest others that stay; `rank_correlation`: Spearman of all pairs' similarities;
+    `relative_error`: mean squared change of the vectors over the mean squared distance between two texts' fp32 vectors,
+    which verifications of earlier versions lack. What ends in `_ci` are 95 % intervals over texts, (low, high).
     """
 
     __pydantic_config__ = STRICT
@@ -28,6 +29,8 @@ class Fidelity:
     rank_correlation: float
     cos_mean_ci: tuple[float, float]
     top10_ci: tuple[float, float]
+    relative_error: float | None = None
+    relative_error_ci: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tierexport.base.validation import nearest
 
-FIDELITY_GATES = ("tokens_share", "cos_mean", "cos_p1", "cos_min", "top10_retention", "rank_correlation")
+FIDELITY_GATES = ("tokens_share", "cos_mean", "cos_p1", "cos_min", "top10_retention", "rank_correlation", "relative_error")
 """What a gate may be about: figures of a verdict, by their names there."""
 
 RETRIEVAL_GATES = {

@@ -18,6 +18,7 @@ from tierexport.formats import all_formats, format_named
 from tierexport.formats.protocol import Format
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.batches import prompt_for
+from tierexport.report.figures import with_interval
 from tierexport.report.head import head_fields, unstated
 from tierexport.report.languages import language_table
 from tierexport.report.page import tier_map
@@ -69,6 +70,7 @@ def render_card(manifest: Manifest, found: Verification, document: str, access: 
         name=f"{model.name}-{recipe.name}".lower(),
         place=access.model,
         download=access.download,
+        with_interval=with_interval,
         versions=f"tierexport {manifest.tools['tierexport']}, llama.cpp of {manifest.tools['llama.cpp']}",
         document=document.strip(),
     )
@@ -154,6 +156,8 @@ def _results(verdict: Verdict, similarity: str) -> Iterator[Any]:
         screen = ("feature-extraction", "tierexport-screen")
         yield entry(*screen, "cosine_similarity", "mean cosine to fp32", verdict.fidelity.cos_mean)
         yield entry(*screen, "top10_retention", "share of the ten nearest neighbours kept", verdict.fidelity.top10_retention)
+        if verdict.fidelity.relative_error is not None:
+            yield entry(*screen, "relative_error", "relative error of the vectors", verdict.fidelity.relative_error)
     for each in verdict.retrieval:
         yield entry("retrieval", each.dataset, "ndcg_at_10", "NDCG@10", each.ndcg_at_10)
         yield entry("retrieval", each.dataset, "ndcg_at_10_delta", "Δ NDCG@10 vs fp32", each.delta)

@@ -9,8 +9,7 @@ from tierexport.artifact.folder import read_verification
 from tierexport.artifact.manifest import ArtifactEntry, read_manifest
 from tierexport.artifact.verdicts import Verdict
 from tierexport.base.errors import ArtifactError
-
-Interval = tuple[float, float]
+from tierexport.report.figures import Interval
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,10 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Compared:
-    """One artifact on one device. `loss` is 1 − the mean cosine to fp32; intervals are 95 %."""
+    """One artifact on one device. `loss` is 1 − the mean cosine to fp32; intervals are 95 %.
+
+    `relative_error` is None of an artifact that was verified before there was one.
+    """
 
     name: str
     format: str
@@ -33,6 +35,8 @@ class Compared:
     stored_bits: float
     loss: float
     loss_ci: Interval
+    relative_error: float | None
+    relative_error_ci: Interval | None
     top10_retention: float
     top10_ci: Interval
     speed_ratio: float | None
@@ -73,6 +77,8 @@ def _compared(name: str, artifact: ArtifactEntry, verdict: Verdict) -> Compared:
         stored_bits=artifact.stored_bits,
         loss=1 - verdict.fidelity.cos_mean,
         loss_ci=(1 - high, 1 - low),
+        relative_error=verdict.fidelity.relative_error,
+        relative_error_ci=verdict.fidelity.relative_error_ci,
         top10_retention=verdict.fidelity.top10_retention,
         top10_ci=verdict.fidelity.top10_ci,
         speed_ratio=verdict.speed_ratio,

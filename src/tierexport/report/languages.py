@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tierexport.artifact.verdicts import Verification
 from tierexport.model.languages import language_name
+from tierexport.report.figures import with_interval
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def language_table(found: Verification) -> LanguageTable | None:
             LanguageRow(
                 language_name(row[0].language),
                 row[0].texts,
-                tuple("{:.5f} ({:.5f} to {:.5f})".format(each.cos_mean, *each.cos_mean_ci) for each in row),
+                tuple(with_interval(each.cos_mean, each.cos_mean_ci) for each in row),
             )
             for row in rows
         ),

@@ -11,6 +11,7 @@ from tierexport.artifact.verdicts import Verification
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.model.roles import ROLES
 from tierexport.report import charts
+from tierexport.report.figures import with_interval
 from tierexport.report.languages import language_table
 from tierexport.report.tables import colour_bits
 
@@ -29,6 +30,7 @@ def render_page(manifest: Manifest, found: Verification) -> str:
         histograms=list(charts.histograms(found)),
         intervals=list(charts.intervals(judged)),
         queries=list(charts.differences(judged)),
+        with_interval=with_interval,
         similarity=SIMILARITIES[found.similarity].words,
     )
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from tierexport.base.errors import InputError
 from tierexport.base.registry import FORMATS
 from tierexport.formats import format_named
-from tierexport.report.comparison import Compared, Interval
+from tierexport.report.comparison import Compared
 from tierexport.report.drawing import GRID, figure, written
+from tierexport.report.figures import Interval
 from tierexport.search.found import Frontier
 from tierexport.search.layer_map import ModelMap
 
@@ -32,14 +33,14 @@ def kind_of(picture: Path) -> str:
 
 
 def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
-    """A row per artifact, smallest first: megabytes, 1 − cosine, and each set's Δ NDCG@10 vs fp32.
+    """A row per artifact, smallest first: megabytes, 1 − cosine, relative error, and each set's Δ NDCG@10 vs fp32.
 
     Every point has its 95 % interval; rows rather than a plane, so that no name hides another. `kind`
     is the file format, one of KINDS.
     """
     sets = list(dict.fromkeys(name for each in compared for name in each.retrieval))
-    drawn = figure(1 + 0.75 * (1 + len(sets)), 1.2 + 0.3 * len(compared))
-    sizes, loss, *differences = drawn.subplots(1, 2 + len(sets), sharey=True)
+    drawn = figure(1 + 0.75 * (2 + len(sets)), 1.2 + 0.3 * len(compared))
+    sizes, loss, errors, *differences = drawn.subplots(1, 3 + len(sets), sharey=True)
     rows = range(len(compared))
     colours = [_colour(each.format) for each in compared]
     sizes.barh(rows, [each.bytes / 1e6 for each in compared], color=colours, height=0.6)
@@ -48,15 +49,18 @@ def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
     sizes.invert_yaxis()
     for row, each in enumerate(compared):
         _whisker(loss, row, each.loss, each.loss_ci, colours[row])
-    loss.set_xscale("log")
-    loss.set_title("1 − cosine to fp32")
+        if each.relative_error is not None and each.relative_error_ci:
+            _whisker(errors, row, each.relative_error, each.relative_error_ci, colours[row])
+    for axes, title in ((loss, "1 − cosine to fp32"), (errors, "relative error")):
+        axes.set_xscale("log")
+        axes.set_title(title)
     for axes, name in zip(differences, sets, strict=True):
         for row, each in enumerate(compared):
             if found := each.retrieval.get(name):
                 _whisker(axes, row, found.delta, found.ci, colours[row])
         axes.axvline(0, color="0.5", linewidth=0.8)
         axes.set_title(f"{name}: Δ NDCG@10 vs fp32")
-    for axes in (sizes, loss, *differences):
+    for axes in (sizes, loss, errors, *differences):
         axes.grid(color=GRID)
         axes.set_axisbelow(True)
     return written(drawn, kind)

@@ -18,6 +18,7 @@ from tierexport.model.roles import ROLES, UNQUANTIZED_ROLE
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
 from tierexport.report.comparison import Compared
+from tierexport.report.figures import with_interval
 from tierexport.report.languages import LanguageTable, language_table
 from tierexport.search.found import Found, Frontier
 from tierexport.search.layer_map import ModelMap
@@ -97,7 +98,7 @@ def verification_tables(found: Verification) -> Iterator[Table]:
 
 def _fidelity_table(found: Verification) -> Table:
     names = ("format", "device", "same tokens", "cos mean", "cos p1", "cos min", "top-10 kept", "95 % interval",
-             "rank corr.", "texts/s", "fp32's")  # fmt: skip
+             "rank corr.", "relative error", "texts/s", "fp32's")  # fmt: skip
     table = new_table(f"against {found.reference}", *names, right=names[2:])
     for verdict in found.verdicts:
         if verdict.fidelity is None:
@@ -118,6 +119,7 @@ def _fidelity_cells(fidelity: Fidelity) -> Iterator[str]:
     yield from (f"{each:.5f}" for each in (fidelity.cos_mean, fidelity.cos_p1, fidelity.cos_min))
     yield from (f"{fidelity.top10_retention:.4f}", "{:.4f} to {:.4f}".format(*fidelity.top10_ci))
     yield f"{fidelity.rank_correlation:.5f}"
+    yield with_interval(fidelity.relative_error, fidelity.relative_error_ci)
 
 
 def _languages_table(found: LanguageTable) -> Table:
@@ -177,15 +179,16 @@ def _gates_table(found: Verification) -> Table:
 def compare_table(compared: Sequence[Compared]) -> Table:
     """A row per artifact and device, smallest first; intervals are 95 %."""
     sets = list(dict.fromkeys(name for each in compared for name in each.retrieval))
-    names = ("recipe", "format", "device", "MB", "stored bits", "1−cos", "interval", "top-10 kept", "speed of fp32's",
-             *(f"{name}: Δ NDCG@10 vs fp32" for name in sets))  # fmt: skip
+    names = ("recipe", "format", "device", "MB", "stored bits", "1−cos", "interval", "relative error", "top-10 kept",
+             "speed of fp32's", *(f"{name}: Δ NDCG@10 vs fp32" for name in sets))  # fmt: skip
     table = new_table("side by side", *names, right=names[3:])
     for each in compared:
         found = (each.retrieval.get(name) for name in sets)
+        error = "" if each.relative_error is None else f"{each.relative_error:.5f}"
         speed = f"{each.speed_ratio:.2f} ×" if each.speed_ratio else ""
         table.add_row(
             each.name, each.format, each.device, f"{each.bytes / 1e6:.2f}", f"{each.stored_bits:.2f}", f"{each.loss:.5f}",
-            "{:.5f} to {:.5f}".format(*each.loss_ci), f"{each.top10_retention:.4f}", speed,
+            "{:.5f} to {:.5f}".format(*each.loss_ci), error, f"{each.top10_retention:.4f}", speed,
             *("{:+.4f} ({:+.4f} to {:+.4f})".format(it.delta, *it.ci) if it else "" for it in found),
         )  # fmt: skip
     return table
@@ -231,11 +234,12 @@ def found_table(found: Found) -> Table:
 
 def frontier_table(found: Frontier) -> Table:
     """Every point, smallest first."""
-    names = ("chosen by", "name", "MB", "stored bits", "1−cos", "predicted")
+    names = ("chosen by", "name", "MB", "stored bits", "1−cos", "predicted", "relative error")
     table = new_table(f"{found.model}: bytes against loss on unseen sentences", *names, right=names[2:])
     for each in sorted(found.points, key=lambda each: each.bytes):
         expected = "" if each.predicted is None else f"{each.predicted:.5f}"
-        table.add_row(each.kind, each.name, f"{each.bytes / 1e6:.2f}", f"{each.stored_bits:.2f}", f"{each.loss:.5f}", expected)
+        figures = (f"{each.loss:.5f}", expected, f"{each.relative_error:.5f}")
+        table.add_row(each.kind, each.name, f"{each.bytes / 1e6:.2f}", f"{each.stored_bits:.2f}", *figures)
     return table
 
 

@@ -27,7 +27,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Point:
-    """An allocation: who chose it, its file's size, its mean 1 − cosine, and what was predicted (searched ones).
+    """An allocation: who chose it, its file's size, its mean 1 − cosine and relative error, and the 1 − cosine predicted
+    (searched ones).
 
     `kind` is "llama.cpp", "shipped" or "searched"; the name of a searched one is that of the point
     whose size it was to keep to, or empty.
@@ -38,6 +39,7 @@ class Point:
     bytes: int
     stored_bits: float
     loss: float
+    relative_error: float
     predicted: float | None = None
 
 

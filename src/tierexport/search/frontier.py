@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from tierexport.base.progress import stage
-from tierexport.base.records import Text, bits_per_parameter
+from tierexport.base.records import Floats, Text, bits_per_parameter
 from tierexport.base.shipped import shipped
 from tierexport.datasets.calibration import screen
+from tierexport.metrics.relative_error import Changes
+from tierexport.metrics.similarity import Similarity
 from tierexport.recipe.plan import Plan
 from tierexport.search.found import Frontier, Point
 from tierexport.search.stock import STOCK
@@ -43,15 +44,26 @@ class _Points:
     def stock(self, native: str) -> Point:
         """The point of a stock type of llama.cpp."""
         size, types = self._study.stock(native)
-        return self._point("llama.cpp", native, size, self._trial.sensitivity(types))
+        with self._trial.rounded(types):
+            return self._point("llama.cpp", native, size, self._trial.encode(self._trial.model))
 
     def built(self, kind: str, name: str, made: Plan, expected: float | None = None) -> Point:
         """The point of a plan, rounded as a build would; `expected`: the loss predicted for it."""
         size, rounded = self._study.as_built(made)
-        return self._point(kind, name, size, self._trial.loss(self._trial.encode(rounded)), expected)
+        return self._point(kind, name, size, self._trial.encode(rounded), expected)
 
-    def _point(self, kind: str, name: str, size: int, loss: npt.NDArray[np.float64], expected: float | None = None) -> Point:
-        return Point(kind, name, size, bits_per_parameter(size, self._study.parameters), float(loss.mean()), expected)
+    def _point(self, kind: str, name: str, size: int, vectors: Floats, expected: float | None = None) -> Point:
+        """The point of a file of so many bytes, by the vectors of the model as it is in it, float32 (texts, dimensions)."""
+        changes = Changes.between(self._trial.reference, vectors, Similarity.of(self._study.source))
+        return Point(
+            kind=kind,
+            name=name,
+            bytes=size,
+            stored_bits=bits_per_parameter(size, self._study.parameters),
+            loss=float(self._trial.loss(vectors).mean()),
+            relative_error=changes.relative_error,
+            predicted=expected,
+        )
 
 
 def _curve(study: Study, points: _Points, named: Sequence[Point]) -> list[Point]:

@@ -9,9 +9,10 @@ from scipy import stats
 from tierexport.artifact.verdicts import Fidelity, LanguageVerdict
 from tierexport.base.errors import ArtifactError
 from tierexport.base.records import Encoded
+from tierexport.metrics.relative_error import Changes
 from tierexport.metrics.similarity import COSINE, NEIGHBOURS, Similarity, cosines, neighbours_kept
 from tierexport.model.vector_store import not_finite
-from tierexport.verify.intervals import mean_interval
+from tierexport.verify.intervals import mean_interval, weighted_interval
 
 EXAMPLES = 3
 
@@ -32,11 +33,11 @@ def measure(
 ) -> Fidelity:
     """Fidelity over the texts that `rows` selects, or all. Needs more than ten texts.
 
-    Neighbours and ranks are by the model's similarity; how near the vectors are is a cosine in any case.
+    Neighbours, ranks and the relative error are by the model's similarity; how near the vectors are is a cosine in any case.
     """
     chosen = slice(None) if rows is None else rows
     a, b = np.asarray(reference.vectors[chosen]), np.asarray(found.vectors[chosen])
-    near = cosines(a, b)
+    near, changes = cosines(a, b), Changes.between(a, b, similarity)
     kept = neighbours_kept(a, b, NEIGHBOURS, similarity)
     every = (similarity.compared(prepared, prepared) for prepared in map(similarity.prepared, (a, b)))
     pairs = np.triu_indices(len(a), 1)
@@ -49,6 +50,8 @@ def measure(
         rank_correlation=float(stats.spearmanr(*(each[pairs] for each in every)).statistic),
         cos_mean_ci=mean_interval(near),
         top10_ci=mean_interval(kept),
+        relative_error=changes.relative_error,
+        relative_error_ci=weighted_interval(len(a), changes.relative_errors),
     )
 
 

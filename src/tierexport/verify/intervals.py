@@ -1,6 +1,6 @@
 """95 % confidence intervals and tests: resampling over texts, queries or pairs, from a fixed seed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,17 @@ def correlation_interval(human: Values, reference: Values, found: Values) -> tup
     draws = (generator.integers(len(human), size=(BATCH, len(human))) for _ in range(RESAMPLES // BATCH))
     deltas = [_spearman(human[each], found[each]) - _spearman(human[each], reference[each]) for each in draws]
     low, high = np.nanpercentile(np.concatenate(deltas), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def weighted_interval(texts: int, statistic: Callable[[Values], Values]) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic over texts that is no mean.
+
+    `statistic`: of the texts' shares in each draw, float64 (draws, texts), it gives a value per draw, (draws,).
+    """
+    generator, even = np.random.default_rng(SEED), np.full(texts, 1 / texts)
+    draws = (generator.multinomial(texts, even, BATCH) / texts for _ in range(RESAMPLES // BATCH))
+    low, high = np.nanpercentile(np.concatenate([statistic(each) for each in draws]), [2.5, 97.5])
     return float(low), float(high)
 
 
