@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 import tierexport
-from conftest import RECIPES, Built, build, run
+from conftest import RECIPES, ROOT, Built, build, run
 from third_format import WEIGHTS
 from tierexport.base.registry import FORMATS
+from tierexport.report.reference import updated
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,14 @@ def test_it_is_reported(built: Built, tmp_path: Path) -> None:
     picture = tmp_path / "compare.svg"
     assert run("compare", built.folder, "--picture", picture).exit_code == 0
     assert "#2e9e5b" in picture.read_text()
+
+
+def test_it_stands_in_the_reference(registered: object) -> None:
+    """What its tiers become, beside the two others."""
+    page = updated((ROOT / "docs/recipes.md").read_text("utf-8"))
+    assert "| bits | gguf | torchao | npz |" in page
+    assert "| 6 | Q6_K where 256 divides the columns |  | float16 |" in page
+    assert "In npz a recipe may name float16, float32. Error feedback serves none." in page
 
 
 def test_it_is_loaded_and_published(built: Built, tmp_path: Path) -> None:

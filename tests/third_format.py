@@ -40,6 +40,7 @@ class Npz:
     name = "npz"
     title = "the npz folder"
     suffix = ".npz"
+    native_types: tuple[str, ...] = ("float16", "float32")
     colour = "#2e9e5b"
     writer: tuple[str, ...] = ("third_format",)
     reader: tuple[str, ...] = ("third_format",)

@@ -41,6 +41,9 @@ class Format(PlannedFormat, Protocol):
     suffix: str
     """How the names of its weight files end."""
 
+    native_types: tuple[str, ...]
+    """The native types that a recipe may name."""
+
     colour: str
     """The colour of its artifacts in pictures, as matplotlib takes it."""
 

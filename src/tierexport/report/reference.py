@@ -5,13 +5,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tierexport.formats.gguf import types as gguf
-from tierexport.formats.torchao import types as torchao
+from tierexport.base.errors import PlanError
+from tierexport.base.records import Tensor
+from tierexport.formats import all_formats
+from tierexport.formats.protocol import Format
 from tierexport.model.roles import GROUPS, ROLES
-from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.recipe.choices import BITS
 from tierexport.recipe.gates import FIDELITY_GATES, RETRIEVAL_GATES, STORED
-from tierexport.recipe.schema import recipe_keys
+from tierexport.recipe.schema import Tier, recipe_keys
+
+WIDE, NARROW = (Tensor("a matrix", "ffn_up", 0, (256, columns)) for columns in (256, 128))
+"""Matrices that stand for those whose columns 256 divides, and for the others."""
 
 
 def updated(page: str) -> str:
@@ -53,16 +57,29 @@ def _gates() -> Iterator[str]:
 
 
 def _types() -> Iterator[str]:
-    def first(bits: int) -> str:
-        return ", or ".join(
-            f"{name} where 256 divides the columns" * name.endswith("_K") or name for name in gguf.NATIVE_OF_BITS[bits]
-        )
+    formats = all_formats()
+    rows = [(str(bits), *(_becomes(fmt, bits) for fmt in formats)) for bits in BITS]
+    yield from _rows(("bits", *(fmt.name for fmt in formats)), rows)
+    for fmt in formats:
+        fed_back = ", ".join(native for native in fmt.native_types if fmt.takes_feedback(WIDE, native))
+        yield ""
+        yield f"In {fmt.name} a recipe may name {', '.join(fmt.native_types)}. Error feedback serves {fed_back or 'none'}."
 
-    rows = [(str(bits), first(bits), torchao.NATIVE_OF_BITS.get(bits, "")) for bits in BITS]
-    yield from _rows(("bits", "GGUF", "torchao"), rows)
-    others = [name for name in gguf.WRITABLE if name not in {each for names in gguf.NATIVE_OF_BITS.values() for each in names}]
-    yield ""
-    yield f"Other GGUF types that may be named: {', '.join(others)}. Error feedback serves {', '.join(GGUF_GRIDS)}."
+
+def _becomes(fmt: Format, bits: int) -> str:
+    """What a tier of so many bits becomes in a format, for a matrix of many columns and for one of few."""
+    wide, narrow = (_native(fmt, matrix, bits) for matrix in (WIDE, NARROW))
+    if wide == narrow:
+        return wide
+    return f"{wide} where {WIDE.shape[-1]} divides the columns" + (f", or {narrow}" if narrow else "")
+
+
+def _native(fmt: Format, matrix: Tensor, bits: int) -> str:
+    """The native type of a matrix in a tier of so many bits; "" where there is none."""
+    try:
+        return fmt.native_type(matrix, Tier("a", bits))[0]
+    except PlanError:
+        return ""
 
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {"keys": _keys, "roles": _roles, "gates": _gates, "types": _types}

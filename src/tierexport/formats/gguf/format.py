@@ -39,6 +39,7 @@ class Gguf:
     name = "gguf"
     title = "the GGUF"
     suffix = ".gguf"
+    native_types: tuple[str, ...] = types.WRITABLE
     colour = "#2b7de0"
     writer: tuple[str, ...] = ("tierexport.formats.gguf.write",)
     reader: tuple[str, ...] = ("tierexport.formats.gguf.worker", "tierexport.formats.gguf.worker_client")

@@ -40,6 +40,7 @@ class Torchao:
     name = "torchao"
     title = "the torchao folder"
     suffix = ".safetensors"
+    native_types: tuple[str, ...] = tuple(types.NATIVE_OF_BITS.values())
     colour = "#e0662b"
     writer: tuple[str, ...] = ("tierexport.formats.torchao.write",)
     reader: tuple[str, ...] = ("tierexport.formats.torchao.reader",)
