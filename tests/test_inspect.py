@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,16 @@ def test_what_is_shown_is_what_the_manifest_says(tiny: Built) -> None:
         planned = [tuple(each[key] for key in ("name", "role", "layer", "type", "bytes")) for each in artifact["tensors"]]
         assert sorted(shown) == sorted(planned)
         assert (found.format, found.bytes) == (artifact["format"], artifact["bytes"])
+
+
+@pytest.mark.parametrize("manifest", ['{"model": {}, "artifacts": []}', '{"version": 2, "artifacts": []}', "{"])
+def test_a_folder_is_shown_whatever_its_manifest_is(manifest: str, tiny: Built, tmp_path: Path) -> None:
+    """What files hold they say themselves, those of an earlier or a later tierexport too."""
+    folder = Path(shutil.copytree(tiny.folder, tmp_path / "other"))
+    (folder / "manifest.json").write_text(manifest)
+    expected = [replace(each, path=each.path.replace(str(tiny.folder), str(folder))) for each in inspect(tiny.folder)]
+    assert list(inspect(folder)) == expected
+    assert len(expected) == 2
 
 
 # --- hostile files

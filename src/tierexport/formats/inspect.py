@@ -5,19 +5,19 @@ Headers and small JSON files are read and nothing else, so on a hub no weights a
 
 from pathlib import Path, PurePosixPath
 
-from tierexport.artifact.folder import CODEC
-from tierexport.artifact.manifest import MANIFEST
+from tierexport.artifact.folder import CODEC, IMATRIX
 from tierexport.base.errors import ArtifactError
 from tierexport.base.hub import is_hub_id
 from tierexport.base.listing import Listing, hub_listing, local_listing
 from tierexport.formats import all_formats, by_suffix
-from tierexport.formats.artifacts import artifacts_at
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection
 from tierexport.formats.protocol import Format
 
 MOST_FILES = 64
 """Files with weights that are shown."""
+
+_NO_WEIGHTS = (CODEC, IMATRIX)
 
 
 def inspect(target: str | Path) -> tuple[Inspection, ...]:
@@ -26,18 +26,15 @@ def inspect(target: str | Path) -> tuple[Inspection, ...]:
     Raises ArtifactError when there is nothing to show or something is damaged, MachineError when the
     hub can't be reached or sends whole files only.
     """
-    room = Room()
-    return tuple(fmt.inspect(listing, names, room) for listing in _listings(str(target)) for fmt, names in _artifacts(listing))
+    room, listing = Room(), _listing(str(target))
+    return tuple(fmt.inspect(listing, names, room) for fmt, names in _artifacts(listing))
 
 
-def _listings(target: str) -> list[Listing]:
-    """The folder, file or repository that is asked for; of a folder that tierexport built its artifacts."""
+def _listing(target: str) -> Listing:
+    """The folder, file or repository that is asked for."""
     path = Path(target)
-    if not path.exists() and is_hub_id(target.partition(":")[0]):
-        return [hub_listing(target)]
-    if path.is_dir() and not (path / MANIFEST).is_file():
-        return [local_listing(path)]
-    return [local_listing(place) for _, place in artifacts_at(path)]
+    on_hub = not path.exists() and is_hub_id(target.partition(":")[0])
+    return hub_listing(target) if on_hub else local_listing(path)
 
 
 def _artifacts(listing: Listing) -> list[tuple[Format, tuple[str, ...]]]:
@@ -59,5 +56,5 @@ def _artifacts(listing: Listing) -> list[tuple[Format, tuple[str, ...]]]:
 
 
 def _weights(listing: Listing, fmt: Format) -> list[str]:
-    """The weight files of a format, sorted; how vectors are stored is no weight."""
-    return sorted(name for name in listing.files if name.endswith(fmt.suffix) and PurePosixPath(name).name != CODEC)
+    """The weight files of a format, sorted; how vectors are stored is no weight, nor is the importance of weights."""
+    return sorted(name for name in listing.files if name.endswith(fmt.suffix) and PurePosixPath(name).name not in _NO_WEIGHTS)
