@@ -13,6 +13,7 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from conftest import Built, encoded, through_llama
 from tierexport import load
@@ -23,6 +24,8 @@ from tierexport.datasets.calibration import screen
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.metrics.similarity import cosines
 from tierexport.model.encoder import open_model
+from tierexport.model.reference import Reference
+from tierexport.model.source import open_source
 
 
 def gguf_of(built: Built) -> Path:
@@ -53,16 +56,22 @@ def test_prompts_are_the_file_s_own(tiny_model: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "model")
     settings = tmp_path / "model" / "config_sentence_transformers.json"
     document = json.loads(settings.read_text())
-    settings.write_text(json.dumps({**document, "prompts": {"query": "query: ", "passage": "passage: "}}))
+    prompts = {"query": "query: ", "document": "passage: ", "clustering": "topic: "}
+    settings.write_text(json.dumps({**document, "prompts": prompts, "default_prompt_name": "clustering"}))
     text = (RECIPES / "int8.toml").read_text().replace('"all-MiniLM-L6-v2"', '"model"')
     (tmp_path / "recipe.toml").write_text(text)
     built = build(tmp_path / "recipe.toml", tmp_path / "out")
     gguf, torchao = load(str(gguf_of(built))), load(str(built.folder / "torchao"))
-    assert gguf.prompts == {"query": "query: ", "document": "passage: "}
-    for one, other in (("encode_query", "query: a text"), ("encode_document", "passage: a text")):
-        found = getattr(gguf, one)(["a text"])
-        assert np.allclose(found, gguf.encode([other]))
-        assert cosines(found, getattr(torchao, one)(["a text"])).min() > 0.99
+    fp32, source = SentenceTransformer(str(tmp_path / "model"), device="cpu"), open_source(str(tmp_path / "model"))
+    for one, prompt in (("encode_query", "query: "), ("encode_document", "passage: "), ("encode", "topic: ")):
+        found, expected = (getattr(each, one)(["a text"]) for each in (gguf, fp32))
+        assert np.allclose(found, gguf.encode([f"{prompt}a text"], prompt=""))
+        assert cosines(expected, found).min() > 0.99
+        assert cosines(expected, getattr(torchao, one)(["a text"])).min() > 0.99
+        assert cosines(expected, fp32.encode(["a text"], prompt="")).max() < 0.99
+    for kind, one in (("query", "encode_query"), ("passage", "encode_document")):  # what figures are about
+        made = encoded(open_model(source), ["a text"], tmp_path, Reference(source).prompts[kind])
+        assert np.allclose(made.vectors, getattr(fp32, one)(["a text"]), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gguf", "torchao"])

@@ -183,6 +183,10 @@ def _pickled_head(model: Path) -> None:
     (model / "2_Dense" / "pytorch_model.bin").write_bytes(b"a pickle")
 
 
+def _odd_default(model: Path) -> None:
+    (model / "config_sentence_transformers.json").write_text('{"default_prompt_name": 5}')
+
+
 def _odd_prompts(model: Path) -> None:
     (model / "config_sentence_transformers.json").write_text('{"prompts": ["query: "]}')
 
@@ -276,6 +280,7 @@ def _other_pooling(model: Path) -> None:
         (_pickled, "weights pickled .pytorch_model.bin."),
         (_pickled_head, "2_Dense has its weights pickled"),
         (_odd_prompts, "prompts has to be a table of texts"),
+        (_odd_default, "default_prompt_name has to be a text, not 5"),
         (_odd_limit, "max_seq_length has to be a whole number"),
         (_deep_config, "can't be read as JSON"),
         (_module_without_path, "has to be a list of modules"),

@@ -48,7 +48,8 @@ class Source:
 
     `digest` covers every file that can change a vector, and what the model description adds. `pooling` is a mode of
     sentence-transformers, or several ("cls and mean"). `similarity` is by what its vectors are compared, by
-    sentence-transformers' name; `normalizes`: whether it puts out vectors of unit length.
+    sentence-transformers' name; `normalizes`: whether it puts out vectors of unit length. `default_prompt` is what
+    sentence-transformers' `encode` puts before a text where no prompt is asked for; a query or a passage has its own.
 
     Two things are told of how it was read. `remarks` are for whoever runs a build here: where the model's files contradict
     its description or themselves, and what holds; they are logged, and kept nowhere. `note` is for everybody who gets an
@@ -72,6 +73,7 @@ class Source:
     remarks: tuple[str, ...] = ()
     similarity: str = "cosine"
     normalizes: bool = True
+    default_prompt: str = ""
     note: str | None = None
 
     @property

@@ -83,6 +83,7 @@ class SentenceSettings:
     pooling: str | None = None
     max_tokens: int | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
 
 
 def sentence_settings(path: Path) -> SentenceSettings:
@@ -96,12 +97,16 @@ def sentence_settings(path: Path) -> SentenceSettings:
         if file.is_file():
             document = read_object(file, "")
             prompts, limit = document.get("prompts") or {}, document.get("max_seq_length")
+            default = document.get("default_prompt_name")
             if not isinstance(prompts, dict) or not all(text is None or is_text(text) for text in prompts.values()):
                 raise SourceError(f"{file}: prompts has to be a table of texts, not {prompts!r}")
             if limit is not None and not is_count(limit):
                 raise SourceError(f"{file}: max_seq_length has to be a whole number above zero, not {limit!r}")
+            if default is not None and not is_text(default):
+                raise SourceError(f"{file}: default_prompt_name has to be a text, not {default!r}")
             settings = replace(
                 settings,
+                default_prompt_name=default or settings.default_prompt_name,
                 max_tokens=limit or settings.max_tokens,
                 prompts={**settings.prompts, **{key: text for key, text in prompts.items() if text}},
             )

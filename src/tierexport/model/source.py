@@ -52,7 +52,7 @@ def open_source(model: str, folder: Path | None = None, base_model: str | None =
     settings = sentence_settings(path)
     pooling = _pooling(model, known, settings)
     max_tokens, cut = _cut(known.max_tokens or settings.max_tokens or tokenizer_limit(transformer_folder(path), config), config)
-    card = _card(path, known, base_model)
+    card, prompts = _card(path, known, base_model), {**settings.prompts, **known.prompts}
     return Source(
         spec=_spec(model, known),
         name=_name(model, known, path),
@@ -63,7 +63,8 @@ def open_source(model: str, folder: Path | None = None, base_model: str | None =
         layers=_layers(model, config),
         pooling=pooling,
         max_tokens=max_tokens,
-        prompts={**settings.prompts, **known.prompts},
+        prompts=prompts,
+        default_prompt=prompts.get(settings.default_prompt_name or "", ""),
         terms=card.terms,
         base_model=card.base_model,
         languages=card.languages,

@@ -13,6 +13,9 @@ from tierexport.metrics.similarity import SIMILARITIES
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+DEFAULT = "default"
+"""What the prompt is called that `encode` takes where none is asked for; most models have none."""
+
 
 def load(path: Path, device: str) -> "SentenceTransformer":
     """llama.cpp runs in this process; texts are cut and prompted, vectors normalized and compared as the source model's,
@@ -24,12 +27,13 @@ def load(path: Path, device: str) -> "SentenceTransformer":
     from sentence_transformers.sentence_transformer.modules import Normalize
 
     model = LlamaFile(path, gpu=device.startswith("cuda"), quiet=True)
-    prompts = {kind: model.metadata(f"tierexport.prompt.{kind}") or "" for kind in ("query", "document")}
+    prompts = {name: model.metadata(f"tierexport.prompt.{name}") or "" for name in ("query", "document", DEFAULT)}
     own = model.metadata("tierexport.normalize") == "0"  # a file that does not say has a model that is normalized
     similarity = model.metadata("tierexport.similarity")
     loaded: SentenceTransformer = st.SentenceTransformer(
         modules=[_module(model)] if own else [_module(model), Normalize()],
         prompts=prompts,
+        default_prompt_name=DEFAULT if prompts[DEFAULT] else None,
         device="cpu",
         similarity_fn_name=similarity if similarity in SIMILARITIES else "cosine",
     )

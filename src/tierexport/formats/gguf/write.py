@@ -192,6 +192,7 @@ def _metadata(job: Job) -> dict[str, str | int | list[str] | None]:
         "tierexport.max_tokens": source.max_tokens,
         "tierexport.prompt.query": prompt_for(source.prompts, "query") or None,
         "tierexport.prompt.document": prompt_for(source.prompts, "passage") or None,
+        "tierexport.prompt.default": source.default_prompt or None,
         "tierexport.similarity": source.similarity,
         "tierexport.normalize": int(source.normalizes),
         "quantize.imatrix.file": "imatrix.gguf" if imatrix.means else None,
