@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -15,11 +16,13 @@ import pytest
 from click.testing import CliRunner, Result
 from filelock import FileLock
 
+import forked_converter
 from tierexport import cli
 from tierexport.base.archive import archive_file, converter
 from tierexport.base.errors import MachineError
 from tierexport.base.records import Encoded, Source
 from tierexport.datasets.textfiles import BUILTIN
+from tierexport.formats.gguf import convert
 from tierexport.formats.gguf.worker_client import Worker
 from tierexport.model.encoder import encode
 from tierexport.model.source import open_source
@@ -219,6 +222,36 @@ def tiny_recipe(tmp_path: Path, tiny_model: Path) -> Path:
     path = tmp_path / "recipe.toml"
     path.write_text(text.replace('"30%-80%"', '"0%-50%"').replace('["0%-30%", "80%-100%"]', '"50%-100%"'))
     return path
+
+
+@pytest.fixture(scope="session")
+def folder_of(shared: Path) -> Callable[[str], Path]:
+    """The tiny model of a family of families.py, made by the worker that asks first."""
+
+    def made(name: str) -> Path:
+        from families import FAMILIES
+
+        plain = name.replace(" ", "-")
+        return made_once(shared / f"family-{plain}", lambda folder: FAMILIES[name].make(folder / plain)) / plain
+
+    return made
+
+
+@pytest.fixture
+def _fast_converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's converter in processes that are forked, and so need not import torch."""
+    monkeypatch.setattr(convert, "subprocess", forked_converter.FORKS)
+
+
+@pytest.fixture
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that no connection leads from."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
 def through_llama(path: Path, texts: Sequence[str], limit: int, folder: Path) -> Encoded:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 
@@ -24,6 +25,10 @@ def run(command: Sequence[str], stdout: IO[bytes], **_: Any) -> subprocess.Compl
     server.stdin.write(json.dumps({"script": script, "request": request, "log": stdout.name}) + "\n")
     server.stdin.flush()
     return subprocess.CompletedProcess(command, int(server.stdout.readline()))
+
+
+FORKS = SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired)
+"""In place of the module `subprocess` in `formats/gguf/convert.py`."""
 
 
 @functools.cache

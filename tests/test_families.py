@@ -3,18 +3,15 @@
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import forked_converter
 from conftest import RECIPES, ROOT, build, encoded, run
 from families import FAMILIES, LEFT_OUT, page
 from odd_models import lines
@@ -67,20 +64,6 @@ NOMIC = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The tiny model of a family, made when it is first asked for."""
-    base = tmp_path_factory.mktemp("families")
-
-    def made(name: str) -> Path:
-        folder = base / name.replace(" ", "-")
-        if not folder.exists():
-            FAMILIES[name].make(folder)
-        return folder
-
-    return made
-
-
 @pytest.fixture
 def _one_core() -> Iterator[None]:
     """Products this small are done before a second thread has begun: threads would only wait for each other."""
@@ -91,12 +74,6 @@ def _one_core() -> Iterator[None]:
     os.sched_setaffinity(0, [min(before)])
     yield
     os.sched_setaffinity(0, before)
-
-
-@pytest.fixture
-def _fast_converter(monkeypatch: pytest.MonkeyPatch) -> None:
-    forks = SimpleNamespace(run=forked_converter.run, TimeoutExpired=subprocess.TimeoutExpired)
-    monkeypatch.setattr(convert, "subprocess", forks)
 
 
 def exported(folder: Path, fmt: str, recipe: str, out: Path, *settings: str) -> Artifact:

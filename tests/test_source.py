@@ -132,6 +132,7 @@ def test_descriptions_are_read_strictly(line: str, model: Path, tmp_path: Path) 
         ('name = "x"', "source is missing: it has to be a folder, ORG/NAME"),
         ('source = "../model"\nlisence = "mit"', "unknown key 'lisence'; did you mean 'licence'?"),
         ('source = "../model"\nlanguages = ["en", 5]', "languages = ['en', 5] has to be a list of texts"),
+        ('source = "../model"\n[[dense]]\nin_features = 0', "dense.0.in_features = 0 has to be a whole number above zero"),
     ],
 )
 def test_a_description_s_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:

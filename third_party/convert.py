@@ -1,8 +1,9 @@
 """Drives llama.cpp's official converter in a subprocess: `python convert.py REQUEST.json`.
 
-The request names the unpacked converter, the folder of the transformer, what to write, how vectors are pooled and whether
-texts are lower-cased first. Written are `layout` (JSON: architecture, every GGUF tensor with its shape and the Hugging Face
-tensors it is made of) and, where `outfile` is set, the unquantized fp32 GGUF.
+The request names the unpacked converter, the folder of the transformer, what to write, how vectors are pooled, whether there
+is a vocabulary, without which a model can only be laid out, and whether texts are lower-cased first. Written are `layout`
+(JSON: architecture, every GGUF tensor with its shape and the Hugging Face tensors it is made of) and, where `outfile` is set,
+the unquantized fp32 GGUF.
 
 What the converter refuses or gets wrong although llama.cpp runs it is mended here, by subclasses of its own classes; where
 that is about the vocabulary, in `vocabulary.py`. Nothing of tierexport is imported: this runs beside the converter's own
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from vocabulary import set_value, with_ends, with_vocabulary
+from vocabulary import set_value, with_ends, with_vocabulary, without_vocabulary
 
 POOLING = {"mean": 1, "cls": 2, "lasttoken": 3}
 """llama.cpp's numbers for `{arch}.pooling_type` (enum llama_pooling_type)."""
@@ -215,12 +216,14 @@ def mended(request: dict[str, Any], scratch: Path) -> tuple[Path, type[Any]]:
 
     folder = Path(request["model"])
     model_class = class_of(conversion.ModelBase.load_hparams(folder, False))
+    if issubclass(model_class, ModernBertModel):
+        model_class = with_old_names(model_class)
+    if not request["vocabulary"]:
+        return folder, without_vocabulary(model_class)
     loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not issubclass(model_class, BertModel | T5EncoderModel):
         return folder, with_ends(model_class, loaded)
     folder = as_loaded(folder, request["tokenizer_arguments"], scratch)
-    if issubclass(model_class, ModernBertModel):
-        model_class = with_old_names(model_class)
     tokenizer = folder / "tokenizer.json"
     if tokenizer.is_file():
         model_class = with_vocabulary(model_class, json.loads(tokenizer.read_text("utf-8")), request["lowercase"])

@@ -7,7 +7,7 @@ of tokenizer alone, so that is what is looked at here: `model.type` in tokenizer
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 KNOWN_WORDPIECE = "bert-bge"
@@ -203,6 +203,28 @@ def _byte_level(model_class: type[Any]) -> type[Any]:
             self.gguf_writer.add_token_type_count(self.hparams.get("type_vocab_size", 1))
 
     return ByteLevel
+
+
+def without_vocabulary(model_class: type[Any]) -> type[Any]:
+    """A class that only lays out tensors, for a model whose tokenizer is not here; no tensor's shape comes from it."""
+    from conversion.gemma import Gemma3Model
+
+    class WithoutVocabulary(model_class):  # type: ignore[misc]  # the base is known at run time only
+        model_arch = model_class.model_arch
+
+        def set_vocab(self) -> None:
+            pass
+
+        def _is_tokenizer_xlmroberta(self) -> bool:
+            return False  # asked by Nomic-BERT, for its vocabulary alone
+
+        def modify_tensors(self, data_torch: Any, name: str, bid: int | None) -> Iterable[tuple[str, Any]]:
+            if issubclass(model_class, Gemma3Model) and "embed_tokens.weight" in name:
+                yield self.map_tensor_name(name), data_torch  # Gemma's would look for rows that no token has
+                return
+            yield from super().modify_tensors(data_torch, name, bid)
+
+    return WithoutVocabulary
 
 
 def with_ends(model_class: type[Any], tokenizer: Any) -> type[Any]:

@@ -25,11 +25,12 @@ from tierexport.formats.job import Job
 from tierexport.model.encoder import check_complete
 from tierexport.model.languages import languages_of
 from tierexport.model.reference import Reference
+from tierexport.model.sketch import opened_or_sketched
 from tierexport.model.source import open_source
 from tierexport.model.weights import check_finite
 from tierexport.recipe.plan import Plan, make_plan
 from tierexport.recipe.read import read_recipe
-from tierexport.recipe.schema import VerifySettings
+from tierexport.recipe.schema import Recipe, VerifySettings
 from tierexport.recipe.sharing import share
 from tierexport.report.comparison import Compared, compare
 from tierexport.report.manifest import Outcome, describe
@@ -61,13 +62,27 @@ class Build:
 
 
 def plan(recipe_path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """What a build of this recipe would make. Raises InputError or MachineError."""
+    """What a build of this recipe would make, of a model that is not here by its description alone.
+
+    Raises InputError or MachineError.
+    """
     recipe = read_recipe(recipe_path, overrides)
+    with stage("Looking at the model"), opened_or_sketched(recipe.model, recipe.folder, recipe.base_model) as source:
+        made = make_plan(recipe, source, formats_of(recipe))
+    return _told(made)
+
+
+def _plan_of_files(recipe: Recipe) -> Plan:
+    """The plan of a model whose files are here, fetched if need be."""
     with stage("Looking at the model"):
         source = open_source(recipe.model, recipe.folder, recipe.base_model)
         made = make_plan(recipe, source, formats_of(recipe))
-    for remark in source.remarks:
-        note(f"{source.name}: {remark}")
+    return _told(made)
+
+
+def _told(made: Plan) -> Plan:
+    for remark in made.source.remarks:
+        note(f"{made.source.name}: {remark}")
     return made
 
 
@@ -79,7 +94,7 @@ def build(recipe_path: Path, out: Path | None = None, overrides: Sequence[str] =
     the converted model what it is, unless `despite` has "conversion". An artifact that fails its verification is kept,
     and its manifest says so.
     """
-    made = plan(recipe_path, overrides)
+    made = _plan_of_files(read_recipe(recipe_path, overrides))
     material = read_material(made.recipe.verify, languages_of(made.source))
     out = out or Path("artifacts") / f"{made.source.name}-{made.recipe.name}"
     with building(out) as work:

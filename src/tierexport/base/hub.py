@@ -116,6 +116,25 @@ def fetch(
     return Path(folder)
 
 
+def fetched(
+    kind: Literal["model", "dataset"],
+    repository: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    ignored: Sequence[str] = (),
+) -> Path | None:
+    """The snapshot folder as `fetch` has left it on this machine; None where it has not, or was interrupted."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    here = partial(huggingface_hub.snapshot_download, local_files_only=True)
+    try:
+        folder = here(repository, repo_type=kind, revision=revision, allow_patterns=[*patterns], ignore_patterns=[*ignored])
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return Path(folder)
+
+
 def _not_fetched(
     kind: str, repository: str, revision: str | None, wrong: type[InputError], problem: HubProblem
 ) -> TierexportError:

@@ -50,6 +50,8 @@ class Source:
     sentence-transformers, or several ("cls and mean"). `similarity` is by what its vectors are compared, by
     sentence-transformers' name; `normalizes`: whether it puts out vectors of unit length. `default_prompt` is what
     sentence-transformers' `encode` puts before a text where no prompt is asked for; a query or a passage has its own.
+    `sketched`: the folder was laid out from a description alone (`model.sketch`), without tokenizer and weights: enough for a
+    plan.
 
     Two things are told of how it was read. `remarks` are for whoever runs a build here: where the model's files contradict
     its description or themselves, and what holds; they are logged, and kept nowhere. `note` is for everybody who gets an
@@ -75,6 +77,7 @@ class Source:
     normalizes: bool = True
     default_prompt: str = ""
     note: str | None = None
+    sketched: bool = False
 
     @property
     def licence(self) -> str | None:

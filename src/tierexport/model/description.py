@@ -1,6 +1,5 @@
 """What `models/NAME.toml` says of a model, and what else a user may name one by."""
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from pydantic import Strict, TypeAdapter, ValidationError
 from tierexport.base.errors import SourceError
 from tierexport.base.hub import REPOSITORY, is_hub_id
 from tierexport.base.shipped import shipped
-from tierexport.base.validation import CHECKED, Count, Key, first_mistake, keys_of, matching
+from tierexport.base.validation import CHECKED, Count, Flag, Key, first_mistake, keys_of, matching, nearest
 
 FILE_NAME = r"(?!\.)[\w.-]{1,100}"
 """What the name of a model or a recipe may be: it becomes part of file names."""
@@ -20,11 +19,28 @@ FILE_NAME = r"(?!\.)[\w.-]{1,100}"
 String = Annotated[str, Strict()]
 A_TEXT = Key("a text")
 A_TABLE = Key("a table")
+A_COUNT = Key("a whole number above zero")
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A Dense head after the pooling, by the keys and defaults of its config.json."""
+
+    __pydantic_config__ = CHECKED
+
+    in_features: Annotated[Count, A_COUNT]
+    out_features: Annotated[Count, A_COUNT]
+    bias: Annotated[Flag, Key("true or false")] = True
+    activation_function: Annotated[String, A_TEXT] = "torch.nn.modules.activation.Tanh"
 
 
 @dataclass(frozen=True)
 class Description:
-    """A file in `models/`: where a model comes from and what its own files may leave out."""
+    """A file in `models/`: where a model comes from and what its own files may leave out.
+
+    `config` has the keys of its config.json that decide its tensors, `dense` its Dense heads, in turn: what a plan needs where
+    the files are not on this machine.
+    """
 
     __pydantic_config__ = CHECKED
 
@@ -35,10 +51,12 @@ class Description:
     licence: Annotated[String | None, A_TEXT] = None
     languages: Annotated[tuple[String, ...], Key("a list of texts")] = ()
     pooling: Annotated[String | None, A_TEXT] = None
-    max_tokens: Annotated[Count | None, Key("a whole number above zero")] = None
+    max_tokens: Annotated[Count | None, A_COUNT] = None
     prompts: Annotated[Mapping[String, String], Key("a table of texts")] = field(default_factory=dict)
     published: Annotated[Mapping[String, Any], A_TABLE] = field(default_factory=dict)
     map: Annotated[Mapping[String, Any], A_TABLE] = field(default_factory=dict)
+    config: Annotated[Mapping[String, Any], A_TABLE] = field(default_factory=dict)
+    dense: tuple[Dense, ...] = ()
 
 
 _DESCRIPTION = TypeAdapter(Description)
@@ -57,10 +75,9 @@ def describe(model: str, folder: Path) -> Description:
     listed = {path.stem: path for place in places for path in place.glob("*.toml")}
     if model in listed:
         return _read_description(listed[model])
-    near = difflib.get_close_matches(model, listed, n=1)
     raise SourceError(
-        f"there is no model {model!r}: it is no folder, no ORG/NAME of a hub, no pypi:PACKAGE, and not among "
-        f"{', '.join(sorted(listed))}" + (f"; did you mean {near[0]!r}?" if near else "")
+        f"there is no model {model!r}: it is no folder, no ORG/NAME of a hub, no pypi:PACKAGE, and not described in models/"
+        f"{nearest(model, sorted(listed))}"
     )
 
 

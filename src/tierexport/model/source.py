@@ -46,9 +46,17 @@ def open_source(model: str, folder: Path | None = None, base_model: str | None =
     hub can't be reached.
     """
     known = describe(model, folder or Path())
-    path, revision = locate(known)
+    return read_source(model, known, *locate(known), base_model)
+
+
+def read_source(
+    model: str, known: Description, path: Path, revision: str | None, base_model: str | None, sketched: bool = False
+) -> Source:
+    """What a folder and its description say of a model: a sketched one has no tokenizer and no weights. Raises SourceError."""
     config = _checked_config(transformer_folder(path))
-    weights = weight_files(path)
+    if not sketched:
+        _check_tokenizer(transformer_folder(path))
+    weights = [] if sketched else weight_files(path)
     settings = sentence_settings(path)
     pooling = _pooling(model, known, settings)
     max_tokens, cut = _cut(known.max_tokens or settings.max_tokens or tokenizer_limit(transformer_folder(path), config), config)
@@ -72,6 +80,7 @@ def open_source(model: str, folder: Path | None = None, base_model: str | None =
         remarks=tuple(_remarks(known, settings, cut, config)),
         similarity=similarity_of(path),
         normalizes=normalizes(path),
+        sketched=sketched,
     )
 
 
@@ -167,15 +176,16 @@ def _note(problem: str | None, licence: bool, languages: bool) -> str | None:
 
 
 def _checked_config(path: Path) -> dict[str, Any]:
-    """config.json of a transformer's folder that can be run. Raises SourceError for an adapter, for code of its own, and
-    where there is no tokenizer.
-    """
+    """config.json of a transformer's folder that can be run. Raises SourceError for an adapter and for code of its own."""
     _refuse_adapter(path)
     config = read_object(path / "config.json", "every model folder has one")
     _refuse_remote_code(path, config)
+    return config
+
+
+def _check_tokenizer(path: Path) -> None:
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise SourceError(f"{path} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
-    return config
 
 
 def _refuse_adapter(path: Path) -> None:

@@ -73,6 +73,7 @@ def _run_converter(source: Source, out: Path, outfile: str | None) -> None:
             "name": source.name,
             "pooling": source.pooling,
             "dense": has_dense(source),
+            "vocabulary": not source.sketched,
             "lowercase": bool(settings.get("do_lower_case")),
             "tokenizer_arguments": settings.get("tokenizer_args") or settings.get("processor_kwargs") or {},
             "outfile": str(out / outfile) if outfile else None,

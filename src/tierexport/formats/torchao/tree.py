@@ -8,7 +8,7 @@ from safetensors import safe_open
 from tierexport.base.errors import SourceError
 from tierexport.base.libraries import import_sentence_transformers
 from tierexport.base.records import Source, Tensor
-from tierexport.model.encoder import auto_class
+from tierexport.model.encoder import without_memory
 from tierexport.model.folder import transformer_folder
 from tierexport.model.roles import UNQUANTIZED_ROLE, gguf_name, role_and_layer
 from tierexport.model.weights import module_weights
@@ -34,9 +34,7 @@ def _module_tree(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     from transformers import AutoConfig
 
     try:
-        with torch.device("meta"):
-            config = AutoConfig.from_pretrained(path, local_files_only=True)
-            model = auto_class(config).from_config(config)
+        model = without_memory(AutoConfig.from_pretrained(path, local_files_only=True))
     except Exception as error:  # a stranger's configuration fails in any way
         raise SourceError(f"transformers does not know the architecture of {path}: {error}") from error
     kinds = {torch.nn.Linear: "linear", torch.nn.Embedding: "embedding"}
