@@ -31,9 +31,10 @@ bench: .venv/installed tools  ## performance, as ratios taken side by side
 	$(BIN)/python benchmarks/deep.py
 	$(BIN)/python benchmarks/scoring.py
 
-docs: .venv/installed  ## the tables of docs/recipes.md and docs/models.md, from the code and the tests
+docs: .venv/installed  ## the tables of docs/recipes.md, docs/models.md and docs/sizes.md, from the code and the tests
 	$(BIN)/python -m tierexport.report.reference docs/recipes.md
 	$(BIN)/python tests/families.py docs/models.md
+	$(BIN)/python tests/shipped_models.py docs/sizes.md
 
 tools: .venv/installed  ## llama.cpp's own programs, from the pinned archive, to compare with
 	PYTHON=$(BIN)/python third_party/build_tools.sh $(TIEREXPORT_TOOLS)
