@@ -15,7 +15,9 @@ from tierexport import pipeline
 from tierexport.base.errors import MachineError, PlanError, SourceError
 from tierexport.base.records import Source
 from tierexport.model import sketch
+from tierexport.model.description import describe
 from tierexport.model.folder import module_kind, module_settings, modules
+from tierexport.model.weights import weight_files
 from tierexport.recipe.planned import FormatPlan
 
 NOT_OF_A_MODEL = ("architectures", "transformers_version", "dtype", "id2label", "label2id")
@@ -139,3 +141,12 @@ def test_a_configuration_that_is_none_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SourceError, match=message):
         planned(tiny_model.name, ["torchao"])
+
+
+def test_the_weights_of_a_sketch_take_no_room(tmp_path: Path) -> None:
+    """30 GB by their length, and a header on the disk."""
+    parameters = sketch.sketch(describe("Qwen3-Embedding-8B", tmp_path), tmp_path)
+    written = (tmp_path / "model.safetensors").stat()
+    assert written.st_size > 4 * parameters > 30e9
+    assert 512 * written.st_blocks < 1e6
+    assert [file.name for file in weight_files(tmp_path)] == ["model.safetensors"]
