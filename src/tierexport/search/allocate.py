@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 
 from tierexport.base.errors import InputError
 from tierexport.search.effects import Choice, Effects, Option
@@ -38,6 +37,8 @@ def allocate(effects: Effects, budget: int, fixed: int = 0) -> Choice:
 
 def _separate(rows: Sequence[tuple[str, Option]], budget: int) -> Taken:
     """What is taken if losses simply add: the multiple-choice knapsack problem as an integer program."""
+    from scipy import optimize
+
     groups = _groups(rows)
     one_each = np.zeros((groups[-1] + 1, len(rows)))
     one_each[groups, range(len(rows))] = 1

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from scipy import stats
-
 from tierexport.base.errors import PlanError
 from tierexport.base.records import Tensor
 from tierexport.formats.gguf.types import NATIVE_OF_BITS, fits
@@ -68,6 +66,8 @@ def draw_map(model: str, texts: int, readings: Sequence[LayerReading], sensitivi
 
 def _spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Spearman's rho; None for fewer than three values, or where all are alike."""
+    from scipy import stats
+
     if len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
         return None
     return float(stats.spearmanr(a, b).statistic)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from tierexport.artifact.verdicts import Fidelity, LanguageVerdict
 from tierexport.base.errors import ArtifactError
@@ -35,6 +34,8 @@ def measure(
 
     Neighbours, ranks and the relative error are by the model's similarity; how near the vectors are is a cosine in any case.
     """
+    from scipy import stats
+
     chosen = slice(None) if rows is None else rows
     a, b = np.asarray(reference.vectors[chosen]), np.asarray(found.vectors[chosen])
     near, changes = cosines(a, b), Changes.between(a, b, similarity)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 Values = npt.NDArray[np.float64]
 
@@ -27,6 +26,8 @@ class Difference:
 
 def mean_interval(values: Sequence[float] | Values) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values`, float64 (texts,)."""
+    from scipy import stats
+
     sample = np.asarray(values, np.float64)
     if len(sample) < 2 or (sample == sample[0]).all():
         return float(sample[0]), float(sample[0])
@@ -42,6 +43,8 @@ def difference(reference: Sequence[float] | Values, found: Sequence[float] | Val
     The interval is a percentile bootstrap over queries, the test a sign-flip permutation (Smucker,
     Allan and Carterette 2007 recommend both for retrieval); both draw 10,000 times from a fixed seed.
     """
+    from scipy import stats
+
     delta = np.asarray(found, np.float64) - np.asarray(reference, np.float64)
     if not delta.any():
         return Difference(0.0, 0.0, 0.0, 1.0)
@@ -80,6 +83,8 @@ def weighted_interval(texts: int, statistic: Callable[[Values], Values]) -> tupl
 
 def _spearman(a: Values, b: Values) -> Values:
     """Spearman's rho of each row of `a` with the same row of `b`; NaN for a row of equal values."""
+    from scipy import stats
+
     ranks = [stats.rankdata(each, axis=1) for each in (a, b)]
     x, y = (each - each.mean(1, keepdims=True) for each in ranks)
     with np.errstate(invalid="ignore"):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from tierexport.base.records import Encoded
 from tierexport.datasets.calibration import spread
@@ -74,6 +73,8 @@ def _is_known(logs: Values) -> bool:
 
 def ratio_interval(logs: Values) -> tuple[float, float]:
     """Student's 95 % interval of a ratio from its logarithms, float64 (rounds,), of which there have to be two."""
+    from scipy import stats
+
     half = float(stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs)))
     mean = float(logs.mean())
     return math.exp(mean - half), math.exp(mean + half)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from tierexport.artifact.verdicts import StsVerdict
 from tierexport.base.records import Encoded
@@ -13,6 +12,8 @@ from tierexport.verify.intervals import correlation_interval
 
 def judge(pairs: SentencePairs, reference: Encoded, ours: Encoded, similarity: Similarity = COSINE) -> StsVerdict:
     """Spearman of an artifact's similarities and of fp32's with the scores; vectors lie pair after pair."""
+    from scipy import stats
+
     human = np.asarray(pairs.scores, np.float64)
     expected, found = (_compared(each, similarity) for each in (reference, ours))
     before, after = (float(stats.spearmanr(human, each).statistic) for each in (expected, found))

@@ -23,6 +23,7 @@ from tierexport.formats.job import Job, Progress
 from tierexport.formats.torchao import types
 from tierexport.formats.torchao.header import read_safetensors_header
 from tierexport.formats.torchao.inspect import inspect_safetensors, same_model
+from tierexport.formats.torchao.layout import read_tensors
 from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
@@ -51,9 +52,7 @@ class Torchao:
 
     def tensors(self, source: Source) -> tuple[Tensor, ...]:
         """Every tensor of the module tree and of the modules after it. Raises SourceError."""
-        from tierexport.formats.torchao.tree import tensors
-
-        return tensors(source)
+        return read_tensors(source)
 
     def native_type(self, tensor: Tensor, tier: Tier) -> tuple[str, str]:
         """The type for a tensor, and a note where it is the recipe's fallback; `types.native_type`."""
