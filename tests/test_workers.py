@@ -43,8 +43,8 @@ def test_what_a_worker_raises_is_raised() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_a_long_stage_says_how_long_it_takes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a share of it, and at its end; a short one says nothing."""
+def test_a_stage_says_how_long_it_took(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a long one, after a share of it, how long it will."""
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with stage("Rounding") as running:
@@ -56,13 +56,14 @@ def test_a_long_stage_says_how_long_it_takes(capsys: pytest.CaptureFixture[str],
         now[0] += progress.LONG - 1
     assert capsys.readouterr().err.splitlines() == [
         "tierexport: Rounding: about 12 min 00 s more",
-        "tierexport: Rounding: done in 13 min 20 s",
+        "tierexport: Rounding: 13 min 20 s",
+        "tierexport: Short: 29 s",
     ]
 
 
 def test_durations_are_said_as_people_say_them() -> None:
     assert [duration(seconds) for seconds in (0.4, 59.4, 59.6, 61, 3725)] == [
-        "0 s",
+        "0.4 s",
         "59 s",
         "1 min 00 s",
         "1 min 01 s",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tierexport.base.errors import MachineError
+from tierexport.base.sizes import shown_size
 
 _CANT_WRITE = (
     errno.EACCES,
@@ -47,6 +48,15 @@ def _missing_above(error: OSError, target: Path) -> bool:
     missing = Path(str(error.filename)).absolute()
     partial = missing.parent.resolve() == target.resolve().parent and missing.name.startswith(f".{target.name}.")
     return isinstance(error, FileNotFoundError) and (partial or missing in target.resolve().parents)
+
+
+def check_room(place: Path, size: int) -> None:
+    """Raises MachineError where the disk that a path is on, or will be, has less than `size` bytes left."""
+    there = next(each for each in (place.absolute(), *place.absolute().parents) if each.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        left = f"its disk has {shown_size(free)} left"
+        raise MachineError(f"{place} will take about {shown_size(size)}, and {left}: free some, or name another folder")
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Progress of long work, on stderr: a bar with the time left where somebody watches it, a few plain lines elsewhere."""
+"""Progress of long work, on stderr: a bar with the time left where somebody watches it, a plain line per stage elsewhere."""
 
 import gc
 import sys
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 console = Console(stderr=True)
 
 LONG = 30.0
-"""Seconds from which on a stage says, where no bar is shown, how long it will take, and how long it took."""
+"""Seconds from which on a stage says, where no bar is shown, how long it will take."""
 
 ENOUGH = 0.03
 """The share of a stage that has to be done before the rest is estimated: a layer of a deep model."""
@@ -48,22 +48,26 @@ class Stage:
         task = self._progress.tasks[0]
         if not self._estimated and task.total and task.completed >= ENOUGH * task.total:
             self._estimated = True
-            self._tell("about {} more", (time.monotonic() - self._began) * (task.total / task.completed - 1))
+            left = (time.monotonic() - self._began) * (task.total / task.completed - 1)
+            if left >= LONG:
+                self._tell(f"about {duration(left)} more")
 
     def end(self) -> None:
         """Say that all is done."""
         task = self._progress.tasks[0]
         self._progress.update(task.id, total=task.total or 1, completed=task.total or 1)
-        self._tell("done in {}", time.monotonic() - self._started)
+        self._tell(duration(time.monotonic() - self._started))
 
-    def _tell(self, what: str, seconds: float) -> None:
-        """A line on a long stage, where no bar is shown."""
-        if self._progress.disable and seconds >= LONG:
-            sys.stderr.write(f"tierexport: {self._title}: {what.format(duration(seconds))}\n")
+    def _tell(self, what: str) -> None:
+        """A line on the stage, where no bar is shown."""
+        if self._progress.disable:
+            sys.stderr.write(f"tierexport: {self._title}: {what}\n")
 
 
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 

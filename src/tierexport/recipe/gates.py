@@ -1,8 +1,10 @@
 """Gates as recipes write them: `top10_retention >= 0.97`."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tierexport.base.errors import RecipeError
 from tierexport.base.validation import nearest
 
 FIDELITY_GATES = ("tokens_share", "cos_mean", "cos_p1", "cos_min", "top10_retention", "rank_correlation", "relative_error")
@@ -44,3 +46,14 @@ def parse_gate(text: str) -> Gate:
     if found[1].removeprefix(STORED) not in known:
         raise ValueError(f"{found[1]!r} is not measured{nearest(found[1], known)}")
     return Gate(found[1], found[2], float(found[3]))
+
+
+def check_measured(gates: Iterable[Gate], retrieval: bool, stored: bool) -> None:
+    """Raises RecipeError for a gate that nothing will be measured for: `retrieval`, whether there are retrieval sets;
+    `stored`, whether vectors are stored quantized.
+    """
+    for gate in gates:
+        if gate.metric.startswith(STORED) and not stored:
+            raise RecipeError(f"the gate {gate} is about quantized vectors, and there are none: set vectors.level")
+        if gate.metric.removeprefix(STORED) in RETRIEVAL_GATES and not retrieval:
+            raise RecipeError(f"the gate {gate} takes a retrieval set, and none is named: set verify.data")

@@ -50,6 +50,11 @@ class Plan:
         """The calibration texts, read when they are first asked for, and once. Raises DataError."""
         return text_set(self.recipe.calibration.texts, languages_of(self.source))
 
+    def check_texts(self) -> None:
+        """Read them, where anything is measured on them. Raises DataError."""
+        if not self.recipe.calibration.imatrix or any(planned.feeds_back for planned in self.formats):
+            _ = self.texts
+
     def __iter__(self) -> Iterator[FormatPlan]:
         return iter(self.formats)
 

@@ -80,6 +80,11 @@ class FormatPlan:
         return sum(row.bytes for row in self.rows)
 
     @property
+    def codes(self) -> int:
+        """Bytes of what error feedback makes, which waits beside the artifact until that is written: one per value."""
+        return sum(row.tensor.parameters for row in self.rows if row.rounding != "nearest")
+
+    @property
     def nominal_bits(self) -> float:
         """Mean of the tiers' bits over all parameters."""
         return sum(row.tier.bits * row.tensor.parameters for row in self.rows) / max(self.parameters, 1)

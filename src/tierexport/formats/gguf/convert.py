@@ -11,7 +11,8 @@ from typing import Any
 from tierexport.base import archive
 from tierexport.base.digests import file_digest
 from tierexport.base.errors import MachineError, PlanError
-from tierexport.base.files import tells_of_full_disk
+from tierexport.base.files import check_room, tells_of_full_disk
+from tierexport.base.progress import stage
 from tierexport.base.records import Source, Tensor
 from tierexport.base.shipped import shipped
 from tierexport.base.stages import stage_key
@@ -53,9 +54,14 @@ def _tensor(entry: dict[str, Any]) -> Tensor:
 
 
 def converted(source: Source) -> Path:
-    """The unquantized fp32 GGUF of a model, converted at first use."""
-    folder = source_stages(source).run("gguf-f32", _converter_key(), lambda out: _run_converter(source, out, "model.gguf"))
-    return folder / "model.gguf"
+    """The unquantized fp32 GGUF of a model, converted at first use. Raises MachineError where there is no room for it."""
+
+    def convert(out: Path) -> None:
+        check_room(out, 4 * sum(tensor.parameters for tensor in read_layout(source).tensors))
+        with stage("Converting"):
+            _run_converter(source, out, "model.gguf")
+
+    return source_stages(source).run("gguf-f32", _converter_key(), convert) / "model.gguf"
 
 
 def _converter_key() -> str:

@@ -9,7 +9,6 @@ from tierexport.base.digests import file_digest
 from tierexport.base.errors import PlanError
 from tierexport.base.listing import ListedFile, Listing
 from tierexport.base.packaged import packaged_text
-from tierexport.base.progress import stage
 from tierexport.base.records import Floats, Imatrix, Source, Tensor
 from tierexport.formats.gguf import calibrate, types, write
 from tierexport.formats.gguf.carried import OTHER_FORMAT, refuse_more_tokens_than_rows, refuse_what_is_lost
@@ -78,8 +77,7 @@ class Gguf:
 
     def unquantized(self, source: Source) -> Path:
         """The fp32 GGUF that llama.cpp's converter makes."""
-        with stage("Converting"):
-            return converted(source)
+        return converted(source)
 
     def calibrated(self, plan: FormatPlan, made: Plan) -> Imatrix:
         """The imatrix that the recipe names, or one measured on its calibration texts."""
