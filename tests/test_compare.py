@@ -73,6 +73,23 @@ def test_a_verification_without_a_relative_error_still_opens(scored: Path, tmp_p
     assert "type: relative_error" not in shown
 
 
+def test_builds_of_one_recipe_are_told_apart_by_their_folders(scored: Path, packed: Built, tmp_path: Path) -> None:
+    for name in ("one/out", "two/out", "two/other"):
+        shutil.copytree(scored, tmp_path / name)
+
+    def named(*folders: Path) -> list[str]:
+        done = run("compare", *folders, "--picture", tmp_path / "apart.svg", "--json")
+        assert done.exit_code == 0, done.stderr
+        return [each["name"] for each in json.loads(done.stdout)["artifacts"] if each["format"] == "torchao"]
+
+    one, two, other = (tmp_path / name for name in ("one/out", "two/out", "two/other"))
+    assert sorted(named(two, other, packed.folder)) == ["four_bit", "three_tier (other)", "three_tier (out)"]
+    assert sorted(named(one, two)) == ["three_tier (one/out)", "three_tier (two/out)"]
+    said = [each.text for each in ElementTree.parse(tmp_path / "apart.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert {"three_tier (one/out), gguf on cpu", "three_tier (two/out), gguf on cpu"} <= set(said)
+    assert "is named twice" in run("compare", one, tmp_path / "two" / ".." / "one" / "out").stderr
+
+
 def test_folders_without_figures_are_refused(scored: Path, tmp_path: Path) -> None:
     def refused(folder: Path, picture: str = "c.svg") -> str:
         done = run("compare", folder, "--picture", tmp_path / picture)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tierexport.artifact.folder import read_verification
-from tierexport.artifact.manifest import ArtifactEntry, read_manifest
+from tierexport.artifact.manifest import ArtifactEntry, Manifest, read_manifest
 from tierexport.artifact.verdicts import Verdict
 from tierexport.base.errors import ArtifactError
 from tierexport.report.figures import Interval
@@ -46,15 +46,13 @@ class Compared:
 def compare(folders: Sequence[Path]) -> tuple[Compared, ...]:
     """Every artifact in these folders on every device that it ran on, smallest first.
 
-    Names are those of the recipes, with the model's where there are several models. Raises
-    ArtifactError for a folder that tierexport did not build or verify, or where nothing ran.
+    Names are those of the recipes, with the model's where there are several models, and with the folder's where that is
+    still the same. Raises ArtifactError for a folder that is named twice, that tierexport did not build or verify, or where
+    nothing ran.
     """
     manifests = [read_manifest(folder) for folder in folders]
-    several = len({each.model.digest for each in manifests}) > 1
     found = []
-    for folder, manifest in zip(folders, manifests, strict=True):
-        recipe = manifest.recipe.name
-        name = f"{manifest.model.name} {recipe}" if several else recipe
+    for folder, name, manifest in zip(folders, _names(folders, manifests), manifests, strict=True):
         sizes = {each.format: each for each in manifest.artifacts}
         results = [each for each in read_verification(folder).verdicts if each.status == "ok" and not each.vectors]
         if unknown := [each.format for each in results if each.format not in sizes]:
@@ -63,6 +61,24 @@ def compare(folders: Sequence[Path]) -> tuple[Compared, ...]:
         if not results:
             raise ArtifactError(f"{folder}: no artifact in it ran on any device: verify it again")
     return tuple(sorted(found, key=lambda each: each.bytes))
+
+
+def _names(folders: Sequence[Path], manifests: Sequence[Manifest]) -> list[str]:
+    """What each folder is called, no two alike. Raises ArtifactError for a folder that is named twice."""
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise ArtifactError(f"{twice[0]} is named twice: a folder is no other than itself")
+    several = len({each.model.digest for each in manifests}) > 1
+    names = [f"{each.model.name} {each.recipe.name}" if several else each.recipe.name for each in manifests]
+    for parts in range(1, max(len(place.parts) for place in places) + 1):
+        if len(set(names)) == len(names):
+            break
+        alike = [names.count(name) > 1 for name in names]
+        ends = ["/".join(place.parts[-parts:]) for place in places]
+        names = [
+            f"{name.partition(' (')[0]} ({end})" if same else name for name, same, end in zip(names, alike, ends, strict=True)
+        ]
+    return names
 
 
 def _compared(name: str, artifact: ArtifactEntry, verdict: Verdict) -> Compared:

@@ -3,9 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.markup import escape
-from rich.table import Table
 
 from tierexport.artifact.manifest import Manifest
 from tierexport.artifact.stored import StoredTensor, nominal_bits
@@ -20,6 +18,7 @@ from tierexport.recipe.planned import FormatPlan
 from tierexport.report.comparison import Compared
 from tierexport.report.figures import with_interval
 from tierexport.report.languages import LanguageTable, language_table
+from tierexport.report.sheet import Sheet, new_sheet
 from tierexport.search.found import Found, Frontier
 from tierexport.search.layer_map import ModelMap
 
@@ -27,19 +26,11 @@ COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green",
 """Warm is few bits, cold is many: the same colours wherever tiers are shown."""
 
 
-def new_table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
-    """An empty table; the columns in `right` hold numbers, which are aligned to the right."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
-    return table
-
-
-def plan_table(plan: FormatPlan) -> Table:
+def plan_table(plan: FormatPlan) -> Sheet:
     """Every tensor that is not kept, with its tier and type; the kept ones in one row."""
-    table = new_table(
+    table = new_sheet(
         plan.format, "tensor", "role", "layer", "tier", "bits", "type", "rounding", "shape", "bytes", "",
-        right=("layer", "bits", "bytes"),
+        right=("layer", "bits", "bytes"), text=("",),
     )  # fmt: skip
     kept = [row for row in plan.rows if row.tensor.role == "kept"]
     for row in plan.rows:
@@ -58,12 +49,12 @@ def plan_table(plan: FormatPlan) -> Table:
     return table
 
 
-def totals_table(plan: Plan) -> Table:
+def totals_table(plan: Plan) -> Sheet:
     """One row per format: parameters, bytes, nominal bits, bits per parameter of the tensors alone, and how many tensors have
     error feedback, and how many of layers have not.
     """
     names = ("format", "parameters", "tensor bytes", "nominal bits", "tensor bits", "error feedback", "layers: to nearest")
-    table = new_table("totals", *names, right=names[1:])
+    table = new_sheet("totals", *names, right=names[1:])
     for fmt in plan.formats:
         bits = (f"{each:.2f}" for each in (fmt.nominal_bits, fmt.tensor_bits))
         counts = (str(fmt.fed_back), str(fmt.to_nearest))
@@ -71,17 +62,17 @@ def totals_table(plan: Plan) -> Table:
     return table
 
 
-def sizes_table(manifest: Manifest) -> Table:
+def sizes_table(manifest: Manifest) -> Sheet:
     """What a build made: bytes and bits of each artifact."""
     names = ("format", "file", "MB", "nominal bits", "stored bits")
-    table = new_table(f"{manifest.model.name} · {manifest.recipe.name}", *names, right=names[2:])
+    table = new_sheet(f"{manifest.model.name} · {manifest.recipe.name}", *names, right=names[2:], keys=2)
     for artifact in manifest.artifacts:
         bits = (f"{each:.2f}" for each in (artifact.nominal_bits, artifact.stored_bits))
         table.add_row(artifact.format, artifact.path, f"{artifact.bytes / 1e6:.2f}", *bits)
     return table
 
 
-def verification_tables(found: Verification) -> Iterator[Table]:
+def verification_tables(found: Verification) -> Iterator[Sheet]:
     """Fidelity of each artifact on each device, retrieval, sentence similarity, gates."""
     yield _fidelity_table(found)
     if languages := language_table(found):
@@ -96,10 +87,10 @@ def verification_tables(found: Verification) -> Iterator[Table]:
         yield _gates_table(found)
 
 
-def _fidelity_table(found: Verification) -> Table:
+def _fidelity_table(found: Verification) -> Sheet:
     names = ("format", "device", "same tokens", "cos mean", "cos p1", "cos min", "top-10 kept", "95 % interval",
              "rank corr.", "relative error", "texts/s", "fp32's")  # fmt: skip
-    table = new_table(f"against {found.reference}", *names, right=names[2:])
+    table = new_sheet(f"against {found.reference}", *names, right=names[2:], keys=2)
     for verdict in found.verdicts:
         if verdict.fidelity is None:
             colour = "red" if verdict.status == "failed" else "dim"
@@ -122,8 +113,8 @@ def _fidelity_cells(fidelity: Fidelity) -> Iterator[str]:
     yield with_interval(fidelity.relative_error, fidelity.relative_error_ci)
 
 
-def _languages_table(found: LanguageTable) -> Table:
-    table = new_table(
+def _languages_table(found: LanguageTable) -> Sheet:
+    table = new_sheet(
         "mean cosine by language, 95 % intervals", "language", "texts", *found.columns, right=["texts", *found.columns]
     )
     for row in found.rows:
@@ -131,9 +122,9 @@ def _languages_table(found: LanguageTable) -> Table:
     return table
 
 
-def _lengths_table(found: Verification) -> Table:
-    table = new_table("by length of texts", "format", "device", "tokens", "texts", "cos mean", "cos min",
-                      right=("tokens", "texts", "cos mean", "cos min"))  # fmt: skip
+def _lengths_table(found: Verification) -> Sheet:
+    table = new_sheet("by length of texts", "format", "device", "tokens", "texts", "cos mean", "cos min",
+                      right=("tokens", "texts", "cos mean", "cos min"), keys=3)  # fmt: skip
     for verdict in found.verdicts:
         for each in verdict.lengths:
             numbers = (f"{each.tokens:,}", str(each.texts), f"{each.cos_mean:.5f}", f"{each.cos_min:.5f}")
@@ -141,10 +132,10 @@ def _lengths_table(found: Verification) -> Table:
     return table
 
 
-def _retrieval_table(found: Verification) -> Table:
+def _retrieval_table(found: Verification) -> Sheet:
     names = ("set", "format", "device", "same tokens", "NDCG@10", "fp32's", "difference", "95 % interval", "p",
              "Recall@10", "fp32's", "MRR@10")  # fmt: skip
-    table = new_table(f"retrieval, scored by {SIMILARITIES[found.similarity].words}", *names, right=names[3:])
+    table = new_sheet(f"retrieval, scored by {SIMILARITIES[found.similarity].words}", *names, right=names[3:], keys=3)
     for verdict in found.verdicts:
         for each in verdict.retrieval_shown:
             table.add_row(
@@ -156,9 +147,9 @@ def _retrieval_table(found: Verification) -> Table:
     return table
 
 
-def _sts_table(found: Verification) -> Table:
+def _sts_table(found: Verification) -> Sheet:
     names = ("pairs", "format", "device", "Spearman", "fp32's", "difference", "95 % interval")
-    table = new_table("sentence similarity", *names, right=names[3:])
+    table = new_sheet("sentence similarity", *names, right=names[3:], keys=3)
     for verdict in found.verdicts:
         if each := verdict.sts:
             table.add_row(
@@ -168,20 +159,20 @@ def _sts_table(found: Verification) -> Table:
     return table
 
 
-def _gates_table(found: Verification) -> Table:
-    table = new_table("gates", "gate", "format", "device", "value", "passed", right=("value",))
+def _gates_table(found: Verification) -> Sheet:
+    table = new_sheet("gates", "gate", "format", "device", "value", "passed", right=("value",), keys=3)
     for gate in found.gates:
         shown = "[green]yes[/]" if gate.passed else "[red]no[/]"
         table.add_row(gate.name, gate.format, gate.device, "not measured" if gate.value is None else f"{gate.value:.5f}", shown)
     return table
 
 
-def compare_table(compared: Sequence[Compared]) -> Table:
+def compare_table(compared: Sequence[Compared]) -> Sheet:
     """A row per artifact and device, smallest first; intervals are 95 %."""
     sets = list(dict.fromkeys(name for each in compared for name in each.retrieval))
     names = ("recipe", "format", "device", "MB", "stored bits", "1−cos", "interval", "relative error", "top-10 kept",
              "speed of fp32's", *(f"{name}: Δ NDCG@10 vs fp32" for name in sets))  # fmt: skip
-    table = new_table("side by side", *names, right=names[3:])
+    table = new_sheet("side by side", *names, right=names[3:], keys=3)
     for each in compared:
         found = (each.retrieval.get(name) for name in sets)
         error = "" if each.relative_error is None else f"{each.relative_error:.5f}"
@@ -194,12 +185,12 @@ def compare_table(compared: Sequence[Compared]) -> Table:
     return table
 
 
-def map_table(found: ModelMap) -> Table:
+def map_table(found: ModelMap) -> Sheet:
     """A row per layer: what it does, and what rounding it alone costs."""
     bits = sorted({each.bits for each in found.sensitivities})
     names = ("layer", "rewrites", "same word", "same text", "largest dims", "anisotropy",
              *(f"{part} at {each} bits" for each in bits for part in ("1−cos", "top-10")))  # fmt: skip
-    table = new_table(f"{found.model}, {found.texts} texts", *names, right=names)
+    table = new_sheet(f"{found.model}, {found.texts} texts", *names, right=names)
     for each in found.readings:
         costs = [cost for cost in found.sensitivities if cost.layer == each.layer]
         table.add_row(
@@ -220,22 +211,23 @@ def map_notes(found: ModelMap) -> Iterator[str]:
         yield f"Rank correlation with the 4-bit loss over layers: {shown}."
 
 
-def found_table(found: Found) -> Table:
+def found_table(found: Found) -> Sheet:
     """The types that were chosen, by type, and what was predicted beside what was measured."""
     names = ("type", "groups")
-    table = new_table(
+    table = new_sheet(
         f"{found.bytes:,} bytes, {found.stored_bits:.3f} stored bits; 1−cos predicted {found.predicted:.6f}, "
-        f"{'not measured' if found.measured is None else f'measured {found.measured:.6f}'} as built, on other texts", *names
+        f"{'not measured' if found.measured is None else f'measured {found.measured:.6f}'} as built, on other texts",
+        *names, text=names[1:],
     )  # fmt: skip
     for native in sorted(set(found.types.values()), key=colour_bits):
         table.add_row(native, ", ".join(name for name, each in found.types.items() if each == native))
     return table
 
 
-def frontier_table(found: Frontier) -> Table:
+def frontier_table(found: Frontier) -> Sheet:
     """Every point, smallest first."""
     names = ("chosen by", "name", "MB", "stored bits", "1−cos", "predicted", "relative error")
-    table = new_table(f"{found.model}: bytes against loss on unseen sentences", *names, right=names[2:])
+    table = new_sheet(f"{found.model}: bytes against loss on unseen sentences", *names, right=names[2:], keys=2)
     for each in sorted(found.points, key=lambda each: each.bytes):
         expected = "" if each.predicted is None else f"{each.predicted:.5f}"
         figures = (f"{each.loss:.5f}", expected, f"{each.relative_error:.5f}")
@@ -247,7 +239,7 @@ MOST_LAYERS, MOST_KEYS, LINE = 256, 256, 120
 """Rows of the map of layers, keys of metadata, characters of a line: no sane file has more, and --json shows all."""
 
 
-def inspection_parts(found: Inspection) -> Iterator[Table | str]:
+def inspection_parts(found: Inspection) -> Iterator[Sheet | str]:
     """What `inspect` shows of one artifact: the map of types by layer, the types, metadata, warnings."""
     sizes = f"{found.bytes:,} bytes, {found.parameters:,} parameters, {found.stored_bits:.2f} stored bits"
     yield _layer_map(f"{_shown(found.path)}\n{found.format}: {sizes}", found.tensors)
@@ -268,7 +260,7 @@ def _shown(text: str, most: int = LINE) -> str:
     return escape("".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in short))
 
 
-def _layer_map(title: str, tensors: Iterable[StoredTensor]) -> Table:
+def _layer_map(title: str, tensors: Iterable[StoredTensor]) -> Sheet:
     """Rows are tables, layers and heads, columns roles, cells the types stored there; last what no format quantizes."""
     cells: dict[tuple[int | None, str], list[str]] = {}
     for each in tensors:
@@ -277,7 +269,7 @@ def _layer_map(title: str, tensors: Iterable[StoredTensor]) -> Table:
     layers = sorted({layer for layer, _ in cells if layer is not None})
     roles = [role for role in ROLES if any(layer is not None and role == other for layer, other in cells)]
     outside = {role: _types(cells[None, role]) for role in (*ROLES, UNQUANTIZED_ROLE) if (None, role) in cells}
-    table = new_table(title, "layer", "outside the layers", *roles)
+    table = new_sheet(title, "layer", "outside the layers", *roles)
     if ROLES[0] in outside:
         table.add_row(ROLES[0], outside.pop(ROLES[0]))
     for layer in layers[:MOST_LAYERS]:
@@ -289,10 +281,10 @@ def _layer_map(title: str, tensors: Iterable[StoredTensor]) -> Table:
     return table
 
 
-def _types_table(tensors: Sequence[StoredTensor]) -> Table:
+def _types_table(tensors: Sequence[StoredTensor]) -> Sheet:
     """A row per native type, fewest bits first: what it holds, and what it takes."""
     names = ("type", "tensors", "parameters", "bytes", "of the bytes", "bits")
-    table = new_table("", *names, right=names[1:])
+    table = new_sheet("", *names, right=names[1:])
     whole = max(sum(each.bytes for each in tensors), 1)
     for native in sorted({each.type for each in tensors}, key=lambda name: (colour_bits(name), name)):
         held = [each for each in tensors if each.type == native]
@@ -314,7 +306,7 @@ def colour_bits(native: str) -> int:
     return min(COLOURS, key=lambda each: abs(each - bits))
 
 
-def vectors_table(rows: Sequence[Mapping[str, Any]], similarity: str) -> Table:
+def vectors_table(rows: Sequence[Mapping[str, Any]], similarity: str) -> Sheet:
     """Ways to quantize vectors beside fp32, and beside what was published of jina-embeddings-v4 on NanoBEIR.
 
     `similarity`: by what the model's own vectors are compared, in words.
@@ -322,7 +314,7 @@ def vectors_table(rows: Sequence[Mapping[str, Any]], similarity: str) -> Table:
     sets = list(rows[0]["scores"])
     right = (*sets, "average", "Δ vs fp32", "bytes", "published", "Δ vs fp32 there")
     title = f"NDCG@10, scored by {similarity}"
-    table = new_table(title, "vectors", *sets, "average", "Δ vs fp32", "95 % interval", "bytes", *right[-2:], right=right)
+    table = new_sheet(title, "vectors", *sets, "average", "Δ vs fp32", "95 % interval", "bytes", *right[-2:], right=right)
     for row in rows:
         gone = row["published"] - rows[0]["published"]
         table.add_row(
