@@ -192,7 +192,7 @@ def test_a_conversion_that_is_wrong_stops_the_build(without_blanks: Path, tmp_pa
     assert not conversion["passed"] and [each["name"] for each in conversion["failed"]] == ["blanks"]
     for page in ("README.md", "report.html"):
         assert "blanks" in (tmp_path / "out" / page).read_text("utf-8"), page
-    refused = run("publish", tmp_path / "out", "--to", f"dir:{tmp_path / 'hub'}", "--despite", "local-paths")
+    refused = run("publish", tmp_path / "out", "--to", f"dir:{tmp_path / 'hub'}")
     assert (
         refused.exit_code == 2
         and "conversion: the GGUF was built though llama.cpp reads it otherwise (blanks" in refused.stderr

@@ -279,7 +279,7 @@ def test_texts_that_have_changed_are_said(tiny_recipe: Path, tmp_path: Path) -> 
     assert "has changed since the artifact was built" in done.stderr
 
 
-def test_a_local_model_without_a_place_on_a_hub_is_not_published(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_local_model_without_a_place_on_a_hub_is_published_by_its_name(tiny_recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "model/README.md").write_text("---\nlicense: mit\ntags: [a, b\n---\n")
     built = run("build", tiny_recipe, "--out", tmp_path / "out", "--set", "calibration.tokens=512", "--set", 'formats=["gguf"]')
     assert built.exit_code == 0, built.stderr
@@ -289,10 +289,23 @@ def test_a_local_model_without_a_place_on_a_hub_is_not_published(tiny_recipe: Pa
     assert built.stderr.count(f"tierexport: {told}\n") == 1
     assert told in (tmp_path / "out/README.md").read_text()
     assert json.loads((tmp_path / "out/manifest.json").read_text())["model"]["note"] == told
-    refused = run("publish", tmp_path / "out", "--to", f"dir:{tmp_path / 'there'}")
+    done = run("publish", tmp_path / "out", "--to", f"dir:{tmp_path / 'there'}")
+    assert done.exit_code == 0, done.stderr
+    for path in (tmp_path / "there").rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
+    manifest = json.loads((tmp_path / "there/manifest.json").read_text())["model"]
+    assert (manifest["spec"], manifest["base_model"]) == ("model", None)
+    assert 'model = "model"' in (tmp_path / "there/recipe.toml").read_text()
+    assert run("verify", tmp_path / "there", "--device", "cpu").exit_code == 0  # here it is known where the model lies
+
+
+def test_a_path_that_a_recipe_tells_in_words_is_not_published(tiny_recipe: Path, tmp_path: Path) -> None:
+    options = ("--set", 'formats=["gguf"]', "--set", "rounding=nearest", "--set", "description=made of /home/somebody/models/x")
+    made = build(tiny_recipe, tmp_path / "out", *options)
+    refused = run("publish", made.folder, "--to", f"dir:{tmp_path / 'there'}")
     assert refused.exit_code == 2
-    assert "local-paths: recipe.toml names" in refused.stderr
-    assert "base_model=ORG/NAME" in refused.stderr
+    assert "names '/home/somebody/models/x', which is on this machine alone" in refused.stderr
+    assert run("publish", made.folder, "--to", f"dir:{tmp_path / 'there'}", "--despite", "local-paths").exit_code == 0
 
 
 def test_what_a_recipe_names_and_no_stage_needed_goes_by_its_name(minilm: Source, tmp_path: Path) -> None:

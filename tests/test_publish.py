@@ -41,7 +41,7 @@ def hub(tmp_path: Path) -> Iterator[WritableHub]:
 
 def publish(hub: WritableHub, folder: Path, *options: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, whose client does not wait between tries; it never shows the token."""
-    arguments = ["publish", str(folder), "--to", f"hf:{NAME}", "--despite", "local-paths", *options]
+    arguments = ["publish", str(folder), "--to", f"hf:{NAME}", *options]
     done = command(*arguments, environment={**os.environ, **hub.environment(), "HF_TOKEN": token})
     assert not token or token not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -203,7 +203,7 @@ def test_what_is_there_can_not_be_read_so_nothing_is_changed(hub: WritableHub, t
 
 
 def test_a_folder_as_a_hub_always_opens_too(tiny: Built, lesser: Built, tmp_path: Path) -> None:
-    options = ("--to", f"dir:{tmp_path / 'out'}", "--despite", "local-paths")
+    options = ("--to", f"dir:{tmp_path / 'out'}")
     assert run("publish", tiny.folder, *options).exit_code == 0
     assert run("publish", lesser.folder, *options).exit_code == 0
     there = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -322,15 +322,11 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def test_what_is_not_verified_is_refused_by_name(tiny: Built, tmp_path: Path) -> None:
     folder = changed(tiny, tmp_path)
-    refused = run("publish", folder, "--to", f"dir:{tmp_path / 'out'}")
-    assert refused.exit_code == 2
-    assert "local-paths: recipe.toml names" in refused.stderr
     with (folder / "gguf/tiny-bert-int8.gguf").open("ab") as file:
         file.write(b"more")
-    refused = run("publish", folder, "--to", f"dir:{tmp_path / 'out'}", "--despite", "local-paths")
+    refused = run("publish", folder, "--to", f"dir:{tmp_path / 'out'}")
     assert refused.exit_code == 2
     assert "changed: gguf/tiny-bert-int8.gguf changed since it was verified" in refused.stderr
-    assert "local-paths" not in refused.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -339,7 +335,7 @@ def test_a_failed_gate_can_be_overruled_by_its_name(tiny: Built, tmp_path: Path)
     recipe = folder / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("cos_mean >= 0.5", "cos_mean >= 1.5"))
     assert run("verify", folder).exit_code == 1
-    options = ("--to", f"dir:{tmp_path / 'out'}", "--despite", "local-paths")
+    options = ("--to", f"dir:{tmp_path / 'out'}")
     refused = run("publish", folder, *options)
     assert refused.exit_code == 2
     assert "cos_mean >= 1.5: the gate failed" in refused.stderr
@@ -365,7 +361,7 @@ def test_what_ran_nowhere_is_refused(tiny: Built, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["hf:", "hf:alice", "hf:alice/tiny@main", "ftp:alice/tiny", "alice/tiny", "dir:", ""])
 def test_no_such_place(tiny: Built, place: str) -> None:
-    refused = run("publish", tiny.folder, "--to", place, "--despite", "local-paths")
+    refused = run("publish", tiny.folder, "--to", place)
     assert refused.exit_code == 2
     assert "has to be hf:ORG/NAME, modelscope:ORG/NAME or dir:PATH" in refused.stderr
 
@@ -379,7 +375,7 @@ def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
 def test_into_a_folder(tiny: Built, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for what in ("published", "nothing was uploaded"):
-        done = run("publish", tiny.folder, "--to", f"dir:{out}", "--despite", "local-paths")
+        done = run("publish", tiny.folder, "--to", f"dir:{out}")
         assert done.exit_code == 0, done.stderr
         assert what in done.stdout
     there = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -387,7 +383,7 @@ def test_into_a_folder(tiny: Built, tmp_path: Path) -> None:
     assert there == local(tiny.folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("mine")
-    refused = run("publish", tiny.folder, "--to", f"dir:{tmp_path / 'mine'}", "--despite", "local-paths")
+    refused = run("publish", tiny.folder, "--to", f"dir:{tmp_path / 'mine'}")
     assert refused.exit_code == 2
     assert "is not replaced" in refused.stderr
 
@@ -406,7 +402,7 @@ def test_what_a_kill_left_beside_a_folder_is_not_published(tiny: Built, tmp_path
     gguf.write_bytes(b"of another release")
     (left / "extra.txt").write_text("stray")
     out = tmp_path / "out"
-    options = ("--to", f"dir:{out}", "--despite", "local-paths")
+    options = ("--to", f"dir:{out}")
     assert run("publish", tiny.folder, *options).exit_code == 0
     there = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     del there["README.md"]
@@ -424,5 +420,5 @@ def test_what_a_kill_left_beside_a_folder_is_not_published(tiny: Built, tmp_path
 
 def test_a_home_may_be_named(tiny: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert run("publish", tiny.folder, "--to", "dir:~/out", "--despite", "local-paths").exit_code == 0
+    assert run("publish", tiny.folder, "--to", "dir:~/out").exit_code == 0
     assert (tmp_path / "out" / "manifest.json").is_file()

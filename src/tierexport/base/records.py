@@ -86,8 +86,10 @@ class Source:
 
     @property
     def shared_spec(self) -> str:
-        """What others can name it by: for a folder of this machine, its place on a hub, where that is known."""
-        return self.base_model if self.base_model and self.revision is None else self.spec
+        """What others can name it by: for a folder of this machine its place on a hub, or the folder's name alone."""
+        if self.revision is not None:
+            return self.spec
+        return self.base_model or Path(self.spec).name or self.name
 
 
 @dataclass(frozen=True)
