@@ -101,6 +101,17 @@ def test_the_head_is_what_the_hub_accepts(card: str) -> None:
     assert {"gguf", "torchao", "sentence-transformers", "feature-extraction"} <= set(head.tags)
 
 
+def test_card_and_page_lead_with_what_became_of_the_size(card: str, three_tier: Built) -> None:
+    smallest = min(three_tier.manifest["artifacts"], key=lambda each: each["bytes"])
+    factor = three_tier.manifest["model"]["fp32_bytes"] / smallest["bytes"]
+    size = f"90.9 MB → {smallest['bytes'] / 1e6:.1f} MB ({factor:.1f} × smaller)"
+    page = (three_tier.folder / "report.html").read_text("utf-8")
+    assert f"**{size}, cosine 0.99" in card.split("##")[0]
+    assert size in page.split("<h2>")[0]
+    assert "without gates" in page
+    assert 'class="verdict yes"' not in page  # green is for gates that held
+
+
 def test_its_numbers_are_the_verification_s_to_the_digit(card: str, published: Published) -> None:
     head = yaml.safe_load(card.split("---\n")[1])
     _, results = model_index_to_eval_results(head["model-index"])

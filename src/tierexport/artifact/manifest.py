@@ -26,7 +26,8 @@ VERSION = 1
 class ModelEntry:
     """The fp32 model: `spec` is what others can name it by; the rest as `base.records.Source` has it.
 
-    `modules` are the classes of its sentence-transformers modules, `note` is what its users have to be told.
+    `modules` are the classes of its sentence-transformers modules, `note` is what its users have to be told, `fp32_bytes` what
+    its weights take in fp32.
     """
 
     __pydantic_config__ = STRICT
@@ -47,6 +48,7 @@ class ModelEntry:
     similarity: str
     note: str | None
     modules: tuple[str, ...]
+    fp32_bytes: int | None = None
 
     @property
     def terms(self) -> Licence:

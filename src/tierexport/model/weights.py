@@ -1,5 +1,6 @@
 """The weights of a model folder: safetensors only, checked before they are read."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,16 @@ def weights(path: Path) -> Iterator[tuple[str, Any]]:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  # not a dict
                 yield name, opened.get_tensor(name)
+
+
+def fp32_bytes(path: Path) -> int:
+    """Bytes that the floating-point tensors of a model folder take in fp32, by the files' headers."""
+    values = 0
+    for file in weight_files(path):
+        with safe_open(file, framework="np") as opened:
+            slices = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118  # not a dict
+            values += sum(math.prod(each.get_shape()) for each in slices if "F" in each.get_dtype())
+    return 4 * values
 
 
 def check_finite(source: Source) -> None:

@@ -22,6 +22,7 @@ from tierexport.report.figures import with_interval
 from tierexport.report.head import head_fields, unstated
 from tierexport.report.languages import language_table
 from tierexport.report.page import tier_map
+from tierexport.report.summary import summary
 
 QUESTION = "How do I fix a flat tire?"
 """What the snippets encode."""
@@ -46,7 +47,7 @@ def render_card(manifest: Manifest, found: Verification, document: str, access: 
     access = access or Access()
     model, recipe, artifacts = manifest.model, manifest.recipe, manifest.artifacts
     paths = {artifact.format: artifact.path for artifact in artifacts}
-    body = _template().render(
+    body = template("card.md").render(
         model=model,
         recipe=recipe,
         artifacts=artifacts,
@@ -54,7 +55,8 @@ def render_card(manifest: Manifest, found: Verification, document: str, access: 
         vectors=manifest.vectors,
         conversion=manifest.conversion,
         found=found,
-        origin=_origin(model),
+        origin=origin(model),
+        summary=summary(manifest, found),
         rounding=[line for artifact in artifacts for line in _rounding_lines(artifact)],
         maps=[tier_map(artifact) for artifact in artifacts],
         sentences=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
@@ -62,7 +64,7 @@ def render_card(manifest: Manifest, found: Verification, document: str, access: 
         speeds=list(_speed_lines(found)),
         retrieval=[(verdict, each) for verdict in found.verdicts for each in verdict.retrieval_shown],
         sts=[(verdict, verdict.sts) for verdict in found.verdicts if verdict.sts],
-        **_snippets(model),
+        **snippets(model),
         similarity=SIMILARITIES[model.similarity].words,
         paths=paths,
         shown=[fmt.name for fmt in _formats(manifest)],
@@ -74,15 +76,15 @@ def render_card(manifest: Manifest, found: Verification, document: str, access: 
         versions=f"tierexport {manifest.tools['tierexport']}, llama.cpp of {manifest.tools['llama.cpp']}",
         document=document.strip(),
     )
-    return f"---\n{_metadata(manifest, found)}\n---\n\n{body}"
+    return f"---\n{head(manifest, found)}\n---\n\n{body}"
 
 
-def _template() -> jinja2.Template:
-    """The card's template, which includes the parts that formats have for it, as "gguf/card"."""
+def template(name: str) -> jinja2.Template:
+    """A card's template, which includes the parts that formats have for it, as "gguf/card"."""
     markdown = jinja2.Environment(  # no HTML, so nothing is escaped
         loader=jinja2.FunctionLoader(_part), trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    return markdown.from_string(packaged_text("tierexport.report", "card.md") or "")
+    return markdown.from_string(packaged_text("tierexport.report", name) or "")
 
 
 def _part(name: str) -> str | None:
@@ -103,7 +105,7 @@ def _best_opened(manifest: Manifest) -> tuple[str | None, str]:
     return min(opened, key=lambda each: each[1] != BEST_KNOWN, default=(None, "tierexport"))
 
 
-def _origin(model: ModelEntry) -> str:
+def origin(model: ModelEntry) -> str:
     """The source by its name, its licence, and what its own card leaves unsaid."""
     licence = model.terms
     stated = ", ".join(each for each in (str(licence), licence.name, licence.link) if each) if licence.identifiers else ""
@@ -116,7 +118,7 @@ def _origin(model: ModelEntry) -> str:
 # --- the head
 
 
-def _metadata(manifest: Manifest, found: Verification) -> str:
+def head(manifest: Manifest, found: Verification) -> str:
     """The YAML that a Hugging Face hub reads: where the model comes from, and the results."""
     from huggingface_hub import ModelCardData
 
@@ -200,7 +202,7 @@ def _speed_lines(found: Verification) -> Iterator[str]:
             )
 
 
-def _snippets(model: ModelEntry) -> dict[str, Any]:
+def snippets(model: ModelEntry) -> dict[str, Any]:
     """What the template needs to write code: quoted texts, prompts by name, the context's length in each dialect."""
     query, passage = (prompt_for(model.prompts, kind) for kind in ("query", "passage"))
     names = {"encode_kwargs": "document" if passage else None, "query_encode_kwargs": "query" if query else None}

@@ -17,6 +17,7 @@ from tierexport.artifact.verdicts import Conversion
 from tierexport.base.archive import tools
 from tierexport.base.records import Imatrix, Source
 from tierexport.model.folder import module_kind, modules
+from tierexport.model.weights import fp32_bytes
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import Artifact, PlannedTensor
 from tierexport.recipe.sharing import Shared
@@ -68,6 +69,7 @@ def _model(source: Source) -> ModelEntry:
         similarity=source.similarity,
         note=source.note,
         modules=tuple(map(module_kind, modules(source.path))) or POOLED,
+        fp32_bytes=fp32_bytes(source.path),
     )
 
 

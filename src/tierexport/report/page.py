@@ -13,6 +13,7 @@ from tierexport.model.roles import ROLES
 from tierexport.report import charts
 from tierexport.report.figures import with_interval
 from tierexport.report.languages import language_table
+from tierexport.report.summary import summary
 from tierexport.report.tables import colour_bits
 
 
@@ -24,6 +25,8 @@ def render_page(manifest: Manifest, found: Verification) -> str:
     return page.render(
         manifest=manifest,
         found=found,
+        summary=summary(manifest, found),
+        names=list(dict.fromkeys(gate.name for gate in found.gates)),
         texts=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
         maps=[tier_map(artifact) for artifact in manifest.artifacts],
         languages=language_table(found),
