@@ -32,6 +32,7 @@ class Asked:
     signature: str | None
     range: str | None
     recursive: bool
+    pull: bool = False
 
     @cached_property
     def json(self) -> Json:
@@ -254,9 +255,15 @@ def _commit(asked: Asked, name: str, revision: str) -> Answer:
     card = changes.get("README.md")
     if card and (errors := card_errors(card.content.decode())):
         raise RefusedError(400, "; ".join(errors))
+    number = sum(branch.startswith("refs/pr/") for branch in repository.branches) + 1
+    if asked.pull:
+        revision = f"refs/pr/{number}"
+        repository.branches[revision] = head.oid
     commit = repository.add(changes, header["summary"], revision)
-    url = f"{asked.hub.endpoint}/{name}/commit/{commit.oid}"
-    return Answer({"success": True, "commitOid": commit.oid, "commitUrl": url, "hookOutput": ""})
+    place = f"{asked.hub.endpoint}/{name}"
+    pull = {"pullRequestUrl": f"{place}/discussions/{number}"} if asked.pull else {}
+    url = f"{place}/commit/{commit.oid}"
+    return Answer({"success": True, "commitOid": commit.oid, "commitUrl": url, "hookOutput": "", **pull})
 
 
 def _change(repository: Repository, head: Commit, key: str, value: Json) -> Mapping[str, Blob | None]:

@@ -172,7 +172,8 @@ class _Connection(BaseHTTPRequestHandler):
         try:
             signature = query.get("signature", [None])[0]
             recursive = query.get("recursive") == ["true"]
-            asked = Asked(self.server, body, self._user(signature), signature, self.headers["Range"], recursive)
+            pull = query.get("create_pr") == ["1"]
+            asked = Asked(self.server, body, self._user(signature), signature, self.headers["Range"], recursive, pull)
             with self.server.lock:
                 answer = respond(request.method, request.path, asked)
         except RefusedError as refused:

@@ -30,7 +30,7 @@ class Directory:
 
     def upload(self, files: Mapping[str, Path], removed: Sequence[str], held: Held, message: str) -> str:  # noqa: ARG002
         """Swap in a folder that starts as what is there."""
-        with making(self.path, is_artifact, "an artifact") as work:
+        with making(self.path, _is_release, "an artifact") as work:
             if self.held() != held:
                 raise MachineError(f"{self.path} has changed meanwhile: run again")
             if self.path.exists():
@@ -43,3 +43,8 @@ class Directory:
                 place.unlink(missing_ok=True)  # it may be a hard link to the folder's own
                 shutil.copy2(path, place)
         return str(self.path)
+
+
+def _is_release(folder: Path) -> bool:
+    """Whether a folder is an artifact, or a release of several."""
+    return is_artifact(folder) or any(map(is_artifact, folder.glob("proof/*")))

@@ -15,15 +15,15 @@ AGAIN = "nothing half-done is left there: run the same command again, and what w
 
 
 class HuggingFace:
-    """`hf:ORG/NAME`, at a branch. Everything goes into one commit on top of what was looked at."""
+    """`hf:ORG/NAME`, at a branch. Everything goes into one commit on top of what was looked at, or into one pull request."""
 
-    def __init__(self, repository: str, revision: str | None, private: bool) -> None:
+    def __init__(self, repository: str, revision: str | None, private: bool, create_pr: bool = False) -> None:
         import huggingface_hub
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         self.model = repository
         self.download = f"hf download {repository} --local-dir ." + (f" --revision {revision}" if revision else "")
-        self._repository, self._revision, self._private = repository, revision, private
+        self._repository, self._revision, self._private, self._create_pr = repository, revision, private, create_pr
         self._explained = partial(_explained, repository)
         self._api = huggingface_hub.HfApi(library_name="tierexport")
         if not sys.stderr.isatty():
@@ -77,8 +77,9 @@ class HuggingFace:
                 commit_message=message,
                 revision=self._revision,
                 parent_commit=held.head or now.sha,
+                create_pr=self._create_pr,
             )
-        return str(done.commit_url)
+        return str(done.pr_url or done.commit_url)
 
 
 def _digest(file: Any) -> str:

@@ -35,6 +35,11 @@ class Publication:
         """The changes without what is the same already."""
         return tuple(change for change in self.changes if change.what != "same")
 
+    @property
+    def outcome(self) -> str:
+        """What became of it, in one line."""
+        return f"published: {self.url}" if self.url else "nothing was uploaded"
+
     def as_json(self) -> dict[str, Any]:
         """As `publish --json` prints it."""
         return asdict(self)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tierexport.artifact.folder import (
@@ -28,8 +29,12 @@ from tierexport.publish.protocol import Held, Target, has_digest
 from tierexport.publish.publication import Change, Objection, Publication
 from tierexport.publish.targets import open_target
 from tierexport.report.card import Access, render_card
+from tierexport.report.repository import PICTURE
 
 MODULES, SETTINGS = ENTRANCE
+
+PROOF = "proof"
+"""Of a repository of several sizes: the folder that has a folder for each."""
 
 
 def _is_in_artifact(path: str) -> bool:
@@ -70,8 +75,14 @@ class There:
     def stale(self, files: Mapping[str, Path]) -> Iterator[str]:
         """What is there of an earlier release and not in this one. A model of the user's own at the top is left alone."""
         for name in sorted(self.held.files):
-            if name not in files and (_is_in_artifact(name) or self._is_ours(name)):
+            if name not in files and (_is_in_artifact(name) or self._is_ours(name) or self._is_of_several(name)):
                 yield name
+
+    def _is_of_several(self, name: str) -> bool:
+        """Whether a file belongs to an earlier release of several sizes, which has a folder of proof for each."""
+        tags = {path.split("/")[1] for path in self.held.files if path.startswith(f"{PROOF}/")}
+        at_top = "/" not in name and any(f"-{tag}." in name for tag in tags)
+        return bool(tags) and (at_top or name.startswith(f"{PROOF}/") or name == PICTURE)
 
     def _is_ours(self, name: str) -> bool:
         """Whether a file at the top belongs to an earlier release."""
@@ -90,47 +101,76 @@ class There:
             yield Objection("other-model", f"{MODULES} there opens a model of its own, which nobody could open after this")
 
 
+def check_place(target: str, create_pr: bool) -> None:
+    """Raises PublishError for what is no place to publish to, MachineError for one that can't be reached."""
+    with stage(f"Looking at {target}"):
+        open_target(target, None, False, create_pr).held()
+
+
 def publish(
-    folder: Path, target: str, private: bool, revision: str | None, despite: Sequence[str], dry_run: bool
+    folder: Path,
+    target: str,
+    private: bool = False,
+    revision: str | None = None,
+    despite: Sequence[str] = (),
+    dry_run: bool = False,
+    create_pr: bool = False,
 ) -> Publication:
-    """Put an artifact folder on a hub in one commit, unless it is there already.
+    """Put an artifact folder on a hub in one commit, or one pull request, unless it is there already.
 
     Raises PublishError for what is not verified, has failed a gate or was changed since, unless each objection is
     named in `despite`; ArtifactError where it is no artifact folder, MachineError where the hub can't be reached or
     refuses.
     """
     manifest, found = read_manifest(folder), read_verification(folder)
-    objections = tuple(_objections(folder, manifest, found))
-    _check(objections, despite, folder)
-    place = open_target(target, revision, private)
+    objections = tuple(objections_to(folder, manifest, found))
+    check(objections, despite, str(folder))
+    place = open_target(target, revision, private, create_pr)
     with tempfile.TemporaryDirectory() as scratch:
-        with stage(f"Looking at {target}"):
-            files = _files(folder, manifest, found, place, Path(scratch))
-            held = place.held()
-            there = There(place, held)
-            changes = tuple(_changes(files, held.files, tuple(there.stale(files))))
-            overruled = (*objections, *there.objections(files))
-        _check(overruled, despite, folder)
-        if unknown := set(despite) - {each.name for each in overruled}:
-            raise PublishError(f"--despite {sorted(unknown)[0]!r}: nothing of that name speaks against {folder}")
-        done = Publication(target, changes, overruled)
-        if dry_run or not done.sent:
-            return done
-        wanted = {change.path: files[change.path] for change in done.sent if change.what != "removed"}
-        removed = [change.path for change in done.sent if change.what == "removed"]
-        url = place.upload(wanted, removed, held, f"{manifest.model.name}, {manifest.recipe.name}")
-    return Publication(target, changes, overruled, url)
+        files = _files(folder, manifest, found, place, Path(scratch))
+        offer = Offer(str(folder), f"{manifest.model.name}, {manifest.recipe.name}", files, objections)
+        return put(offer, place, target, despite, dry_run)
 
 
-def _check(objections: Sequence[Objection], despite: Sequence[str], folder: Path) -> None:
+@dataclass(frozen=True)
+class Offer:
+    """What is to be published: what errors and the commit call it, the files by paths in the repository, and what speaks
+    against it wherever it is to go.
+    """
+
+    called: str
+    message: str
+    files: Mapping[str, Path]
+    objections: tuple[Objection, ...]
+
+
+def put(offer: Offer, place: Target, target: str, despite: Sequence[str], dry_run: bool) -> Publication:
+    """Send what a place does not have of an offer, and remove what is there of an earlier release. Raises as `publish` does."""
+    with stage(f"Looking at {target}"):
+        held = place.held()
+        there = There(place, held)
+        changes = tuple(_changes(offer.files, held.files, tuple(there.stale(offer.files))))
+        overruled = (*offer.objections, *there.objections(offer.files))
+    check(overruled, despite, offer.called)
+    if unknown := set(despite) - {each.name for each in overruled}:
+        raise PublishError(f"--despite {sorted(unknown)[0]!r}: nothing of that name speaks against {offer.called}")
+    done = Publication(target, changes, overruled)
+    if dry_run or not done.sent:
+        return done
+    wanted = {change.path: offer.files[change.path] for change in done.sent if change.what != "removed"}
+    removed = [change.path for change in done.sent if change.what == "removed"]
+    return replace(done, url=place.upload(wanted, removed, held, offer.message))
+
+
+def check(objections: Sequence[Objection], despite: Sequence[str], called: str) -> None:
     """Raises PublishError for what is not overruled."""
     standing = [each for each in objections if each.name not in despite]
     if standing:
         listed = "\n".join(f"  {each.name}: {each.reason}" for each in standing)
-        raise PublishError(f"{folder} is not published:\n{listed}\n--despite NAME overrules one, by the name before the colon")
+        raise PublishError(f"{called} is not published:\n{listed}\n--despite NAME overrules one, by the name before the colon")
 
 
-def _objections(folder: Path, manifest: Manifest, found: Verification) -> Iterator[Objection]:
+def objections_to(folder: Path, manifest: Manifest, found: Verification) -> Iterator[Objection]:
     """What speaks against publishing a folder, wherever it is to go."""
     yield from _unproven(manifest, found)
     if manifest.conversion and not manifest.conversion.passed:

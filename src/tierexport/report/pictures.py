@@ -96,6 +96,21 @@ def frontier_picture(found: Frontier, kind: str) -> bytes:
     return written(drawn, kind)
 
 
+def sizes_picture(points: Sequence[tuple[str, int, float]]) -> bytes:
+    """Megabytes against 1 − cosine of a model's sizes, (name, bytes, loss) each, as a PNG, which every hub shows."""
+    drawn = figure(1, 3.5)
+    axes = drawn.subplots()
+    axes.plot([size / 1e6 for _, size, _ in points], [loss for _, _, loss in points], "o-", color=COLOURS["searched"])
+    for name, size, loss in points:
+        axes.annotate(name, (size / 1e6, loss), xytext=(6, 6), textcoords="offset points", fontsize=8)
+    axes.set_yscale("log")
+    axes.margins(x=0.2, y=0.15)
+    axes.set_xlabel("size of the file, MB")
+    axes.set_ylabel("1 − cosine to fp32, lower is better")
+    axes.grid(color=GRID)
+    return written(drawn, "png")
+
+
 def map_picture(found: ModelMap, kind: str) -> bytes:
     """What each layer does above what rounding it alone costs, layer by layer."""
     drawn = figure(1, 9)

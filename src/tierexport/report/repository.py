@@ -1,0 +1,107 @@
+"""The card of a repository of several sizes: which files there are, what each is worth, and which to take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tierexport.artifact.manifest import ArtifactEntry, Manifest
+from tierexport.artifact.verdicts import RetrievalVerdict, Verdict, Verification
+from tierexport.base.sizes import shown_size
+from tierexport.metrics.similarity import SIMILARITIES
+from tierexport.report.card import Access, head, origin, snippets, template
+from tierexport.report.summary import difference, set_name, short_cosine, sizes
+
+PICTURE = "frontier.png"
+"""Of all sizes: bytes against loss."""
+
+RECOMMENDED = "**Take this one**: the smallest whose retrieval can't be told from fp32's"
+NEAREST = "**Take this one**: the nearest to fp32"
+SMALLER, LARGER = "Where every megabyte counts", "Where vectors are to be as near to fp32's as they can be"
+"""What a size is for."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A size: its folder, what that says of it, and what was found out."""
+
+    folder: Path
+    manifest: Manifest
+    found: Verification
+
+    @property
+    def artifact(self) -> ArtifactEntry:
+        return self.manifest.artifacts[0]
+
+    @property
+    def file(self) -> str:
+        """The name of its file in the repository."""
+        return PurePosixPath(self.artifact.path).name
+
+    @property
+    def tag(self) -> str:
+        """What follows the last dash of that name."""
+        return PurePosixPath(self.file).stem.rpartition("-")[2]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The first verdict with figures, None where it ran nowhere."""
+        return next((each for each in self.found.verdicts if each.fidelity and not each.vectors), None)
+
+    @property
+    def loss(self) -> float:
+        """1 − the mean cosine to fp32; 1 where it ran nowhere."""
+        return 1 - self.verdict.fidelity.cos_mean if self.verdict and self.verdict.fidelity else 1.0
+
+    @property
+    def retrieval(self) -> tuple[RetrievalVerdict, ...]:
+        """What it does on each retrieval set."""
+        return self.verdict.retrieval if self.verdict else ()
+
+
+def render_repository(members: Sequence[Member], access: Access) -> str:
+    """Markdown under a YAML head, of members of one model, smallest first."""
+    chosen = recommended(members)
+    sets = list(dict.fromkeys(each.dataset for member in members for each in member.retrieval))
+    manifest = chosen.manifest
+    body = template("repository.md").render(
+        model=manifest.model,
+        recipe=manifest.recipe,
+        members=[{"row": _cells(member, sets), "use": _use(member, chosen, members)} for member in members],
+        sets=[set_name(each) for each in sets],
+        chosen=chosen,
+        size=sizes(manifest, chosen.artifact),
+        paths={chosen.artifact.format: chosen.file},
+        name=f"{manifest.model.name}-{chosen.tag}".lower(),
+        place=access.model,
+        download=access.download,
+        tools=manifest.tools,
+        origin=origin(manifest.model),
+        similarity=SIMILARITIES[manifest.model.similarity].words,
+        picture=PICTURE,
+        **snippets(manifest.model),
+    )
+    return f"---\n{head(manifest, chosen.found)}\n---\n\n{body}"
+
+
+def recommended(members: Sequence[Member]) -> Member:
+    """The smallest whose interval of every retrieval difference reaches zero; where there is none, the nearest to fp32."""
+    equal = [each for each in members if each.retrieval and all(found.ci_high >= 0 for found in each.retrieval)]
+    return min(equal, key=lambda each: each.artifact.bytes) if equal else min(members, key=lambda each: each.loss)
+
+
+def _use(member: Member, chosen: Member, members: Sequence[Member]) -> str:
+    """What a size is for."""
+    if member is chosen:
+        reaches = chosen.retrieval and all(found.ci_high >= 0 for found in chosen.retrieval)
+        return RECOMMENDED if reaches else NEAREST
+    return SMALLER if members.index(member) < members.index(chosen) else LARGER
+
+
+def _cells(member: Member, sets: Sequence[str]) -> list[str]:
+    """A row of the table of files."""
+    fidelity = member.verdict.fidelity if member.verdict else None
+    figures = (short_cosine(fidelity.cos_mean), f"{fidelity.top10_retention:.3f}") if fidelity else ("not run", "")
+    judged = {each.dataset: each for each in member.retrieval}
+    differences = [difference(judged[name]) if name in judged else "" for name in sets]
+    size, bits = shown_size(member.artifact.bytes), f"{member.artifact.stored_bits:.2f}"
+    return [f"[`{member.file}`]({member.file})", size, bits, *figures, *differences]
