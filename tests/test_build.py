@@ -81,7 +81,7 @@ def test_three_tier_keeps_what_it_should(three_tier: Built) -> None:
 
 def test_the_recipe_inside_builds_the_same_bytes(tiny_recipe: Path, tmp_path: Path) -> None:
     once = build(tiny_recipe, tmp_path / "once")
-    again = build(once.folder / "recipe.toml", tmp_path / "again")
+    again = build(once.folder / "recipe.toml", tmp_path / "again", "--set", f"model={tiny_recipe.parent / 'model'}")
     assert lasting(again.folder) == lasting(once.folder)
 
 
@@ -133,7 +133,11 @@ def test_json_is_one_object_and_nothing_else(tiny_recipe: Path) -> None:
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert set(json.loads(stdout)) == {"out", "manifest", "reference", "similarity", "passed", "results", "gates"}
-    assert stderr == ""  # no progress where nobody watches, and none of the libraries' noise
+    stages = [re.fullmatch(r"tierexport: (.+): (?:\d+ min )?[\d.]+ s", line) for line in stderr.splitlines()]
+    assert all(stages), stderr  # a line per stage where nobody watches, and none of the libraries' noise
+    names = [each[1] for each in stages if each]
+    assert names[:3] == ["Looking at the model", "Checking the inputs", "Checking the weights"]
+    assert names[-2:] == ["Writing the torchao folder", "Verifying"]
 
 
 def test_killed_at_any_moment_the_next_run_completes_with_the_same_bytes(
@@ -165,7 +169,62 @@ def test_killed_at_any_moment_the_next_run_completes_with_the_same_bytes(
         assert not list(tiny_recipe.parent.glob(f".out{number}*"))
 
 
+def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tiny_recipe: Path) -> None:
+    """Once something was rounded: what is left is kept, and the next run ends as if nothing had been."""
+    out = tiny_recipe.parent / "out"
+    process = tierexport("build", tiny_recipe, "--out", out)
+    said: list[str] = []
+    assert process.stderr is not None
+    for line in process.stderr:
+        said.append(line)
+        rounded = "tierexport: Rounding layer by layer"
+        if line.startswith(rounded) and sum(each.startswith(rounded) for each in said) == 2:  # the GGUF is done
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert said[-1] == "tierexport: stopped; the same command goes on where it was\n"
+    assert "Traceback" not in "".join(said)
+    (left,) = (tiny_recipe.parent / ".out.building" / "gguf").glob("*.gguf")
+    made = left.stat().st_mtime_ns
+    build(tiny_recipe, out)
+    assert (out / "gguf" / left.name).stat().st_mtime_ns == made
+    assert lasting(out) == lasting(build(tiny_recipe, tiny_recipe.parent / "undisturbed").folder)
+
+
 # --- mistakes
+
+
+def test_a_full_disk_is_noticed_before_anything_is_computed(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type(shutil.disk_usage("/"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr("tierexport.pipeline.check_finite", lambda _: pytest.fail("the weights were read"))
+    done = run("build", tiny_recipe, "--out", tiny_recipe.parent / "out")
+    assert done.exit_code == 3
+    assert re.search(r"out will take about [\d.]+ MB, and its disk has 1.00 KB left: free some", done.stderr)
+    assert not list(tiny_recipe.parent.glob("*out*"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("calibration.texts=nothing.txt", "there is no file or folder"),
+        ("calibration.imatrix=nothing.gguf", "there is no imatrix file"),
+        ("verify.data=nothing", "nothing"),
+        ("verify.sts=nothing.tsv", "nothing.tsv"),
+        ("vectors.codec=nothing.safetensors", "nothing.safetensors is no codec"),
+        ("verify.gates=ndcg_delta >= -1", "takes a retrieval set"),
+    ],
+)
+def test_inputs_are_read_before_the_weights(
+    tiny_recipe: Path, setting: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a mistake in one leaves what an earlier run has done so far."""
+    monkeypatch.setattr("tierexport.pipeline.check_finite", lambda _: pytest.fail("the weights were read"))
+    left = tiny_recipe.parent / ".out.building" / "gguf"
+    left.mkdir(parents=True)
+    done = run("build", tiny_recipe, "--out", tiny_recipe.parent / "out", "--set", setting)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert left.is_dir()
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from tierexport.datasets.textfiles import read_records
 from tierexport.publish.modelscope import ModelScope
 from tierexport.training.trainees import schedule_for
 
-SHIPPED = ("models", "recipes", "third_party")
+SHIPPED = ("docs", "models", "recipes", "third_party")
 VERSIONS = ("3.12", "3.13")
 """Further Pythons that the metadata promises."""
 

@@ -1,6 +1,7 @@
 """Retrieval as BEIR and trec_eval score it: own documents, ties, and sets as they are published."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def many(documents: int, queries: int) -> RetrievalSet:
 @pytest.mark.parametrize("level", ["binary", "trinary"])
 def test_ties_of_few_levels_are_trec_evals_over_all_documents(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Codes of 6 dimensions: hundreds of documents share a score, and which ten are taken decides the figure."""
-    monkeypatch.setattr("tierexport.verify.retrieval.CHUNK_ROWS", 50)
+    monkeypatch.setattr(sys.modules["tierexport.verify.retrieval"], "CHUNK_ROWS", 50)
     data, generator = many(300, 20), np.random.default_rng(6)
     queries, documents = (generator.standard_normal((count, 6)).astype(np.float32) for count in (20, 300))
     codec = fit(normalized(documents).astype(np.float32), level, "rolling")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from conftest import RECIPES, run
 from tierexport.base.errors import RecipeError
 from tierexport.base.registry import FORMATS
+from tierexport.recipe.overrides import LONGEST_SLUG, slug_of
 from tierexport.recipe.paths import PATH_KEYS, settle_existing, settle_paths
 from tierexport.recipe.ranges import layer_range
 from tierexport.recipe.read import parse_recipe, read_recipe
@@ -205,3 +206,22 @@ def test_a_user_who_is_not_there_is_no_traceback(key: str) -> None:
 def test_a_key_below_a_value_is_named() -> None:
     with pytest.raises(RecipeError):
         read_recipe(RECIPES / "int8.toml", ["calibration.texts=x", "calibration=5"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "slug"),
+    [
+        ([], ""),
+        (["tiers.middle.bits=8"], "tiers.middle.bits-8"),
+        (["model=ORG/NAME", "verify.data=builtin", "name=x"], ""),
+        (['formats=["gguf"]', "rounding=nearest"], "formats-gguf-rounding-nearest"),
+    ],
+)
+def test_settings_name_the_folder_of_a_build(settings: list[str], slug: str) -> None:
+    assert slug_of(settings) == slug
+
+
+def test_long_settings_are_told_apart_by_a_digest() -> None:
+    slugs = {slug_of([f"calibration.texts=/a/long/path/to/a/folder/with/some/texts/in/a/file/number/{n}.txt"]) for n in (1, 2)}
+    assert len(slugs) == 2
+    assert all(len(each) <= LONGEST_SLUG + 9 for each in slugs)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def test_search_in_chunks_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     queries, documents = vectors(7, 4), vectors(100, 5)
     documents[50] = documents[3]  # a tie
     expected, _ = top_documents(queries, documents)
-    monkeypatch.setattr("tierexport.verify.retrieval.CHUNK_ROWS", 9)
+    monkeypatch.setattr(sys.modules["tierexport.verify.retrieval"], "CHUNK_ROWS", 9)
     found, cosines = top_documents(queries, documents)
     assert (found == expected).all()
     assert (np.diff(cosines, axis=1) <= 0).all()

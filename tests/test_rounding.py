@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ def test_passes_rest_before_each_linear_and_go_on(tiny_model: Path) -> None:
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_lanes_sum_up_what_every_token_gives(lanes: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Second moments, their loss and means equal a computation over all rows at once, however many workers share them."""
-    monkeypatch.setattr("tierexport.quantize.passes.cores", lambda: lanes)
+    monkeypatch.setattr(sys.modules["tierexport.quantize.passes"], "cores", lambda: lanes)
     source, texts = open_source(str(tiny_model)), calibration_texts("builtin", 60)
     model, changed, untouched = (open_model(source) for _ in range(3))
     passes = Passes(model, texts)
@@ -360,7 +361,7 @@ def test_layers_that_are_done_are_not_done_again(tiny_model: Path, tmp_path: Pat
         seen.extend(requests)
         return round_matrices(requests)
 
-    monkeypatch.setattr("tierexport.quantize.layerwise.round_matrices", counted)
+    monkeypatch.setattr(sys.modules["tierexport.quantize.layerwise"], "round_matrices", counted)
     resumed = round_layers(open_model(source), texts, targets, biases, Stages(tmp_path / "cut"), "key")
     assert len(whole.codes) == 12
     assert len(seen) == 6
@@ -416,7 +417,7 @@ def tuned(source: Source, folder: Path) -> Rounded:
 
 def test_tuning_resumes_and_ends_the_same(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run left behind that was killed after some segments is taken, and the end is that of one left alone."""
-    monkeypatch.setattr("tierexport.quantize.distill.TUNING_STEPS", 60)
+    monkeypatch.setattr(sys.modules["tierexport.quantize.distill"], "TUNING_STEPS", 60)
     source = open_source(str(tiny_model))
     whole = tuned(source, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -437,7 +438,7 @@ def test_tuning_resumes_and_ends_the_same(tiny_model: Path, tmp_path: Path, monk
 
 
 def test_a_tuned_build_is_nearer_at_the_same_size(tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tierexport.quantize.distill.TUNING_STEPS", 40)
+    monkeypatch.setattr(sys.modules["tierexport.quantize.distill"], "TUNING_STEPS", 40)
     folder = tiny_recipe.parent
     plain, ours = (build(tiny_recipe, folder / name, "--set", f"rounding={name}") for name in ("gptq", "distill"))
     for name in ("gguf", "torchao"):

@@ -299,8 +299,9 @@ def test_gates_decide_the_exit_code_and_mark_the_artifact(tiny_recipe: Path) -> 
     assert manifest["verified"] is False  # kept, and marked
     assert "**Not verified:**" in (out / "README.md").read_text()
     code, said = build_with("ndcg_delta_ci_low >= -0.005", tiny_recipe, out)
-    assert code == 1
-    assert "it was not measured" in said
+    assert code == 2
+    assert "the gate ndcg_delta_ci_low >= -0.005 takes a retrieval set, and none is named: set verify.data" in said
+    assert json.loads((out / "manifest.json").read_text()) == manifest
 
 
 @pytest.mark.parametrize(

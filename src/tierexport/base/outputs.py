@@ -73,6 +73,11 @@ def _replacing(out: Path, ours: Callable[[Path], bool], what: str) -> Iterator[P
         remove(old)
 
 
+def check_replaceable(out: Path) -> None:
+    """Raises ArtifactError where `building` would not replace what is there."""
+    _check_replaceable(out.resolve(), is_artifact, "an artifact")
+
+
 def _check_replaceable(out: Path, ours: Callable[[Path], bool], what: str) -> None:
     if out.exists() and not ours(out) and not (out.is_dir() and not any(out.iterdir())):
         raise ArtifactError(

@@ -1,4 +1,4 @@
-"""Finds the files that come with tierexport: `recipes/`, `models/` and `third_party/`.
+"""Finds the files that come with tierexport: `recipes/`, `models/`, `docs/` and `third_party/`.
 
 In a checkout the folders lie at its top; a wheel has them inside the package, below `shipped/`.
 """
@@ -14,7 +14,7 @@ def shipped(folder: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parents[1] / folder
 
 
-def names_of(folder: str) -> list[str]:
-    """What commands call the TOML files of a folder, those in its own folders with a slash."""
+def names_of(folder: str, suffix: str = ".toml") -> list[str]:
+    """What commands call the files of a folder, those in its own folders with a slash."""
     place = shipped(folder)
-    return sorted(each.relative_to(place).with_suffix("").as_posix() for each in place.rglob("*.toml"))
+    return sorted(each.relative_to(place).with_suffix("").as_posix() for each in place.rglob(f"*{suffix}"))

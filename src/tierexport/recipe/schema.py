@@ -311,3 +311,17 @@ def recipe_keys() -> dict[str, Key]:
     """Every key that a recipe may have, with the formats that are registered. In paths NAME and N stand for any."""
     formats = " and ".join(FORMATS)
     return {path: replace(key, expected=key.expected.replace("{formats}", formats)) for path, key in keys_of(Recipe).items()}
+
+
+def settable_keys(document: Mapping[str, Any]) -> list[str]:
+    """Every key that --set may name in a recipe's document: the patterns of `recipe_keys`, with its tiers and rules in them."""
+    tiers, rules = document.get("tiers", {}), document.get("rules", [])
+    found: list[str] = []
+    for pattern, key in recipe_keys().items():
+        if key.meaning and ".NAME" in pattern:
+            found += [pattern.replace("NAME", name) for name in tiers]
+        elif key.meaning and ".N." in pattern:
+            found += [pattern.replace(".N.", f".{number}.") for number in range(len(rules))]
+        elif key.meaning:
+            found.append(pattern)
+    return found
