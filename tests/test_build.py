@@ -179,6 +179,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tiny_recipe: Path)
         said.append(line)
         rounded = "tierexport: Rounding layer by layer"
         if line.startswith(rounded) and sum(each.startswith(rounded) for each in said) == 2:  # the GGUF is done
+            time.sleep(0.3)  # what is raised while garbage is collected, Python itself ignores
             os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert said[-1] == "tierexport: stopped; the same command goes on where it was\n"

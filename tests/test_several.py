@@ -105,15 +105,16 @@ def test_what_an_earlier_release_had_goes(hub: WritableHub, sizes: list[Path]) -
     assert {"notes.txt", "other-MODEL.gguf"} <= files
 
 
-def test_folders_that_do_not_belong_together_are_refused(sizes: list[Path], three_tier: Built, tmp_path: Path) -> None:
+def test_folders_that_do_not_belong_together_are_refused(sizes: list[Path], tmp_path: Path) -> None:
     def refused(*folders: Path) -> str:
         done = run("publish", *folders, "--to", f"dir:{tmp_path / 'out'}")
         assert done.exit_code == 2
         assert not (tmp_path / "out").exists()
         return done.stderr
 
-    assert "has to hold a GGUF alone" in refused(sizes[0], three_tier.folder)
     place = sizes[0].parent
+    torchao = build(place / "recipe.toml", place / "torchao", "--set", 'formats=["torchao"]', "--set", "rounding=nearest")
+    assert "has to hold a GGUF alone" in refused(sizes[0], torchao.folder)
     assert "the tag A stands for" in refused(sizes[0], sized(place, "A", "4").folder)
     assert "ends in no tag of letters, digits and underscores" in refused(sizes[0], sized(place, "A.1", "4").folder)
 
