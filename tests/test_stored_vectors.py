@@ -123,7 +123,7 @@ def test_a_gate_on_vectors_that_will_not_be_stored_is_refused(tiny_recipe: Path,
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["vectors.level=int5"], "vectors.level = 'int5' has to be one of int8, int4, trinary, binary"),
+        (["vectors.level=int5"], "vectors.level = 'int5' has to be one of int8, int4, int3, int2, trinary, binary"),
         (["vectors.widen=2"], "vectors.level is missing"),
         (["vectors.level=int8", "vectors.widen=0"], "vectors.widen = 0"),
         (["vectors.level=int8", "vectors.rotate=1"], "vectors.rotate = 1 has to be true or false"),

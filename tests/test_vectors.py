@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -17,16 +18,20 @@ from safetensors.numpy import save_file
 
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
-from tierexport.metrics.similarity import normalized
+from tierexport.metrics.similarity import neighbours_kept, normalized
 from tierexport.metrics.topk import Indices, greatest
 from tierexport.recipe.choices import SCALINGS
 from tierexport.vectors.codecs import CHUNK_ROWS, LARGE, TOP, Codec
 from tierexport.vectors.index import Index
 from tierexport.vectors.packing import pack, packed_bytes, unpack
-from tierexport.vectors.scaling import fit, random_rotation, widening
+from tierexport.vectors.scaling import TABLES, fit, random_rotation, widening
 from tierexport.vectors.storage import read_codec, to_faiss, write_codec
+from tierexport.vectors.tables import Table
 
 LEVELS = tuple(TOP)
+
+FITS = [(level, scaling) for level in LEVELS for scaling in SCALINGS if level != "int8" or scaling not in TABLES]
+"""Levels with the scalings that they take."""
 
 
 def some(count: int = 500, dimensions: int = 64, seed: int = 0) -> Floats:
@@ -47,7 +52,16 @@ def codec_of(level: str, dimensions: int) -> Codec:
 
 
 def test_bytes_of_2048_dimensions() -> None:
-    assert [packed_bytes(level, 2048) for level in LEVELS] == [2048, 1024, 410, 256]
+    assert [packed_bytes(level, 2048) for level in LEVELS] == [2048, 1024, 768, 512, 410, 256]
+    assert [packed_bytes(level, 1) for level in LEVELS] == [1] * 6
+
+
+@pytest.mark.parametrize(("level", "bits"), [("int4", 4), ("int3", 3), ("int2", 2)])
+@pytest.mark.parametrize("dimensions", [1, 5, 8, 33])
+def test_bits_lie_as_numpy_packs_them_from_the_lowest_on(level: str, bits: int, dimensions: int) -> None:
+    numbers = np.random.default_rng(0).integers(0, 1 << bits, (7, dimensions), np.uint8)
+    each = (numbers[:, :, None] >> np.arange(bits, dtype=np.uint8) & 1).reshape(7, -1)
+    assert np.array_equal(pack(numbers, level), np.packbits(each, axis=1, bitorder="little"))
 
 
 @settings(max_examples=200, deadline=None)
@@ -104,7 +118,7 @@ def test_codes_and_vectors_of_another_shape_are_refused() -> None:
     with pytest.raises(VectorError, match="the file is damaged"):
         codec.decode(np.full((1, 2), 243, np.uint8))
     with pytest.raises(VectorError, match="is no level"):
-        codec_of("int2", 4)
+        codec_of("int5", 4)
 
 
 # --- the libraries that have the level
@@ -153,20 +167,23 @@ def test_faiss_lacks_trinary_and_odd_nibbles() -> None:
         to_faiss(codec_of("trinary", 10), np.zeros((1, 2), np.uint8))
     with pytest.raises(VectorError, match="an odd number"):
         to_faiss(codec_of("int4", 5), np.zeros((1, 3), np.uint8))
+    with pytest.raises(VectorError, match="cells of equal width alone"):
+        to_faiss(codec := fit(some(), "int4", "lloyd"), codec.encode(some()))
 
 
 # --- bounds
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize(("level", "scaling"), FITS)
 @pytest.mark.parametrize("per_vector", [False, True])
 def test_more_levels_keep_more(level: str, scaling: str, per_vector: bool) -> None:
     vectors = some(1000)
     codec = fit(vectors[:500], level, scaling, per_vector)
     back = codec.decode(codec.encode(vectors[500:]))
     cosines = (back * vectors[500:]).sum(1) / np.linalg.norm(back, axis=1)
-    least = {"int8": 0.999, "int4": 0.96, "trinary": 0.6 if scaling == "minmax" else 0.84, "binary": 0.7}[level]
+    least = {"int8": 0.999, "int4": 0.96, "int3": 0.94, "int2": 0.88, "trinary": 0.83, "binary": 0.7}[level]
+    if scaling == "minmax":
+        least = {"int2": 0.75, "trinary": 0.6}.get(level, least)
     assert cosines.mean() > least
 
 
@@ -174,18 +191,59 @@ def test_clipping_has_the_least_error_on_what_it_saw() -> None:
     vectors = some(1000)
     for level in LEVELS:
         errors = {}
-        for scaling in SCALINGS:
+        for scaling in [scaling for each, scaling in FITS if each == level]:
             codec = fit(vectors, level, scaling)
             errors[scaling] = float(np.square(codec.decode(codec.encode(vectors)) - vectors).mean())
         assert errors["clip"] <= errors["rolling"] + 1e-9
+        assert errors.get("lloyd", 0) < min(errors["clip"], errors.get("quantile", 1)) + 1e-9
     assert errors["clip"] < errors["minmax"]
+
+
+@pytest.mark.parametrize(
+    ("level", "centers", "borders"),
+    [
+        ("binary", [0.7980], [0]),
+        ("trinary", [0, 1.224], [0.6120]),
+        ("int2", [0.4528, 1.510], [0, 0.9816]),
+        ("int3", [0.2451, 0.7560, 1.344, 2.152], [0, 0.5006, 1.050, 1.748]),
+    ],
+)
+def test_lloyds_cells_of_a_normal_distribution_are_those_that_max_published(
+    level: str, centers: list[float], borders: list[float]
+) -> None:
+    values = np.random.default_rng(0).standard_normal((200_000, 2)).astype(np.float32) * np.array([1, 3], np.float32)
+    table = fit(values, level, "lloyd", similarity="dot").table
+    assert table is not None
+    for row, size in zip((0, 1), (1, 3), strict=True):
+        assert np.allclose(table.centers[row, -len(centers) :] / size, centers, atol=0.03)
+        assert np.allclose(table.borders[row, -len(borders) :] / size, borders, atol=0.03)
+
+
+@pytest.mark.parametrize("level", ["binary", "trinary", "int2", "int3", "int4"])
+def test_quantiles_fill_every_cell_alike_and_stand_for_their_means(level: str) -> None:
+    values = np.random.default_rng(0).gamma(2, size=(4800, 3)).astype(np.float32)
+    codec = fit(values, level, "quantile", similarity="dot")
+    numbers = codec.numbers(values)
+    for column in range(3):
+        counts = np.bincount(numbers[:, column], minlength=TOP[level] + 1)
+        assert np.abs(counts - 4800 / len(counts)).max() <= 1
+        means = [values[numbers[:, column] == cell, column].mean() for cell in range(len(counts))]
+        assert np.allclose(
+            codec.values(np.arange(len(counts), dtype=np.uint8)[:, None].repeat(3, 1))[:, column], means, atol=1e-4
+        )
+
+
+def test_a_table_takes_enough_vectors_for_its_cells() -> None:
+    for scaling in TABLES:
+        with pytest.raises(VectorError, match="int8 has too many cells"):
+            fit(some(), "int8", scaling)
 
 
 def test_dimensions_without_a_range_are_their_value() -> None:
     vectors = some(50, 8)
     vectors[:, 3] = 0.25
-    for level in ("int8", "int4"):
-        codec = fit(vectors, level, "minmax")
+    for level, scaling in [("int8", "minmax"), ("int4", "minmax"), *((level, each) for level in LEVELS[1:] for each in TABLES)]:
+        codec = fit(vectors, level, scaling)
         assert np.allclose(codec.decode(codec.encode(vectors))[:, 3], 0.25)
 
 
@@ -211,20 +269,41 @@ def test_codes_of_many_vectors_are_those_of_each(monkeypatch: pytest.MonkeyPatch
     assert np.array_equal(codec.restored(some), codec.decode(codes))
 
 
+@pytest.mark.parametrize("level", ["binary", "trinary"])
+@pytest.mark.parametrize("scaling", ["rolling", "minmax", "clip"])
+def test_ranges_lie_around_means_that_are_far_from_zero(level: str, scaling: str) -> None:
+    spread = np.random.default_rng(0).standard_normal((2000, 4)).astype(np.float32)
+    codec = fit(spread + np.array([0, 0.2, 3, -3], np.float32), level, scaling, similarity="dot")
+    assert np.allclose((codec.low + codec.high) / 2, [0, 0, 3, -3], atol=0.2)
+    assert np.allclose((codec.high - codec.low)[2:], (codec.high - codec.low)[0], rtol=0.3)
+
+
+@pytest.mark.parametrize("scaling", ["rolling", "clip", "quantile", "lloyd"])
+def test_vectors_with_an_offset_keep_as_many_neighbours_as_without(scaling: str) -> None:
+    def kept(vectors: Floats) -> float:
+        found = fit(vectors[:500], "binary", scaling).restored(vectors)
+        return float(neighbours_kept(vectors, found).mean())
+
+    centred = np.random.default_rng(0).standard_normal((1000, 64)).astype(np.float32)
+    plain, offset = (normalized(centred + np.float32(more)).astype(np.float32) for more in (0, 3))
+    assert kept(offset) > kept(plain) - 0.05
+    assert neighbours_kept(offset, np.sign(offset)).mean() < kept(offset) / 5  # what zero as the threshold leaves
+
+
 # --- search and files
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("level", "scaling"), [each for each in FITS if each[1] in ("clip", "lloyd")])
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("rotation", [None, widening(33, 1, True), widening(33, 2, False), widening(33, 3, True)])
 def test_search_finds_what_decoding_everything_finds(
-    level: str, quantized: bool, rotation: Floats | None, monkeypatch: pytest.MonkeyPatch
+    level: str, scaling: str, quantized: bool, rotation: Floats | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tierexport.vectors import index as module
 
     monkeypatch.setattr(module, "CHUNK", 64)
     vectors, queries = some(300, 33), some(7, 33, seed=1)
-    codec = fit(vectors, level, "clip", rotation=rotation)
+    codec = fit(vectors, level, scaling, rotation=rotation)
     codes = codec.encode(vectors)
     assert codec.dimensions == 33
     scores, rows = Index(codec, codes).search(queries, 10, quantized)
@@ -285,10 +364,10 @@ def test_rescoring_brings_binary_nearer_to_the_unquantized() -> None:
         index.search(queries, 0)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_files_come_back(level: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("level", "scaling"), [each for each in FITS if each[1] in ("rolling", "quantile")])
+def test_files_come_back(level: str, scaling: str, tmp_path: Path) -> None:
     vectors = some()
-    codec = replace(fit(vectors, level, "rolling", per_vector=True, rotation=random_rotation(64)), probe=vectors[7])
+    codec = replace(fit(vectors, level, scaling, per_vector=True, rotation=random_rotation(64)), probe=vectors[7])
     codes = codec.encode(vectors)
     write_codec(tmp_path / "codec.safetensors", codec, codes)
     again, held = read_codec(tmp_path / "codec.safetensors")
@@ -301,6 +380,21 @@ def test_files_come_back(level: str, tmp_path: Path) -> None:
     for wrong in ("cut.safetensors", "missing.safetensors"):
         with pytest.raises(VectorError, match="is no codec that tierexport wrote"):
             read_codec(tmp_path / wrong)
+
+
+def test_codecs_of_earlier_versions_open_and_later_ones_are_refused(tmp_path: Path) -> None:
+    held = {"low": np.full(4, -1, np.float32), "high": np.full(4, 1, np.float32)}
+    told = {"version": "1", "level": "int4", "per_vector": False, "asymmetric": False}
+    save_file(held, tmp_path / "first", {"tierexport.codec": json.dumps(told)})
+    codec, _ = read_codec(tmp_path / "first")
+    assert np.allclose(
+        codec.decode(np.array([[0x10, 0xE7]], np.uint8)), (np.array([[0, 1, 7, 14]]) + 0.5) * 2 / 15 - 1, atol=1e-6
+    )
+    write_codec(tmp_path / "again", codec)
+    assert '\\"version\\": \\"1\\"' in (tmp_path / "again").read_bytes().decode("latin")  # what could read it still can
+    save_file(held, tmp_path / "later", {"tierexport.codec": json.dumps(told | {"version": "3"})})
+    with pytest.raises(VectorError, match="1 and 2 are read: update tierexport"):
+        read_codec(tmp_path / "later")
 
 
 def spoilt(path: Path, settings: dict[str, object] | str | None = None, **arrays: npt.NDArray[Any]) -> Path:
@@ -346,6 +440,9 @@ def test_a_file_that_makes_no_codec_is_refused(
         ({"low": np.full(64, -np.inf, np.float32)}, "float32 and finite"),
         ({"rotation": np.full((64, 64), np.nan, np.float32)}, "float32 and finite"),
         ({"probe": np.full(64, np.nan, np.float32)}, "float32 and finite"),
+        ({"table": Table(np.zeros((64, 254), np.float32), np.zeros((64, 256), np.float32))}, "255\\) borders"),
+        ({"table": Table(np.zeros((64, 255), np.float32), -np.arange(64 * 256, dtype=np.float32).reshape(64, 256))}, "upwards"),
+        ({"table": Table(np.zeros((64, 255), np.float32), np.full((64, 256), np.nan, np.float32))}, "float32 and finite"),
     ],
 )
 def test_a_codec_of_no_numbers_is_refused(changed: dict[str, Any], told: str) -> None:
@@ -376,3 +473,114 @@ def test_infinities_take_the_outermost_cell_everywhere() -> None:
     many[CHUNK_ROWS + 5, 3] = np.nan
     with pytest.raises(VectorError, match=f"vector {CHUNK_ROWS + 5} holds NaN"):
         codec.coded(many)
+
+
+# --- the first dimensions
+
+
+@pytest.mark.parametrize(("level", "scaling"), [each for each in FITS if each[1] in ("rolling", "lloyd")])
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_first_dimensions_are_coded_as_vectors_of_so_many(level: str, scaling: str, times: int, tmp_path: Path) -> None:
+    vectors, queries = some(300, 33), some(7, 33, seed=1)
+    first = normalized(vectors[:, :20]).astype(np.float32)
+    rotation = widening(20, times, False)
+    cut, whole = fit(vectors, level, scaling, rotation=rotation, dimensions=20), fit(first, level, scaling, rotation=rotation)
+    assert (cut.dimensions, cut.kept, cut.bytes) == (33, 20, packed_bytes(level, 20 * times))
+    codes = cut.coded(vectors)
+    assert np.array_equal(codes, whole.coded(first))
+    assert np.array_equal(codes, cut.encode(vectors))
+    assert np.array_equal(cut.decode(codes), np.pad(whole.decode(codes), ((0, 0), (0, 13))))
+    for quantized in (False, True):
+        found, expected = (
+            Index(codec, codes).search(asked, 10, quantized)
+            for codec, asked in ((cut, queries), (whole, normalized(queries[:, :20]).astype(np.float32)))
+        )
+        assert np.array_equal(found[1], expected[1])
+        assert np.allclose(found[0], expected[0], atol=1e-6)
+    write_codec(tmp_path / "cut", cut, codes)
+    again, _ = read_codec(tmp_path / "cut")
+    assert np.array_equal(again.encode(vectors), codes)
+
+
+def test_dot_products_of_the_first_dimensions_keep_their_lengths() -> None:
+    vectors, queries = 5 * some(300, 33), 3 * some(7, 33, seed=1)
+    codec = fit(vectors, "int8", "minmax", similarity="dot", dimensions=20)
+    scores, rows = Index(codec, codec.encode(vectors)).search(queries, 5)
+    exact = queries[:, :20] @ vectors[:, :20].T
+    assert np.allclose(scores, np.take_along_axis(exact, rows, 1), atol=0.2)
+
+
+def test_dimensions_that_are_not_there(tmp_path: Path) -> None:
+    for dimensions in (0, 65):
+        with pytest.raises(VectorError, match=f"64 dimensions have no first {dimensions}"):
+            fit(some(), "int8", "rolling", dimensions=dimensions)
+    with pytest.raises(VectorError, match="the first 64 of 64 dimensions are no cut"):
+        replace(fit(some(), "int8", "rolling"), cut_from=64)
+    write_codec(path := tmp_path / "codec", fit(some(), "int8", "rolling", dimensions=8))
+    with pytest.raises(VectorError, match="has to be a number of dimensions"):
+        read_codec(spoilt(path, {"cut_from": "64"}))
+
+
+# --- what users have vectors in
+
+
+def test_vectors_of_any_kind_have_the_same_codes() -> None:
+    vectors = some().astype(np.float16)  # whose numbers float32 and float64 hold exactly
+    codec = fit(vectors.astype(np.float32), "int4", "rolling")
+    codes = codec.coded(vectors.astype(np.float32))
+    tensor = torch.from_numpy(vectors)
+    given: list[Any] = [
+        vectors,
+        vectors.astype(np.float64),
+        vectors.tolist(),
+        tensor,
+        tensor.double().requires_grad_(),
+        list(tensor),
+    ]
+    index = Index(codec, codes)
+    expected = index.search(vectors[:5].astype(np.float32), 3)
+    for each in [*given, list(vectors)]:
+        assert np.array_equal(codec.coded(each), codes)
+        assert np.array_equal(codec.encode(each), codec.encode(vectors.astype(np.float32)))
+        assert np.array_equal(codec.restored(each), codec.decode(codes))
+        scores, rows = index.search(each[:5], 3)
+        assert np.array_equal(scores, expected[0])
+        assert np.array_equal(rows, expected[1])
+    narrow = tensor.bfloat16()
+    assert np.array_equal(codec.coded(narrow), codec.coded(narrow.float().numpy()))
+    assert np.array_equal(codec.coded(list(narrow)), codec.coded(narrow.float().numpy()))
+    assert np.array_equal(codec.decode(torch.from_numpy(codes)), codec.decode(codes))
+    assert np.array_equal(Index(codec, torch.from_numpy(codes)).search(vectors[:5], 3)[1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.zeros((3, 64), np.int8), "of type int8: floating point numbers are taken"),
+        (torch.zeros(3, 64, dtype=torch.int32), "of type int32: floating"),
+        (np.zeros((3, 64), np.complex64), "of type complex64: floating"),
+        ([["a"] * 64], "of type <U1: floating"),
+        ([[1.0] * 64, [1.0] * 63], "vectors of type list make no array of numbers"),
+        (torch.zeros(3, 64).to_sparse(), "vectors of type Tensor make no array"),
+        (np.zeros(64, np.float32), r"of shape \(64,\), where the codec has 64 dimensions"),
+        (torch.zeros(3, 63), r"of shape \(3, 63\)"),
+    ],
+)
+def test_what_holds_no_vectors_is_refused_in_words(given: Any, told: str) -> None:
+    codec = fit(some(), "int4", "rolling")
+    index = Index(codec, codec.encode(some()))
+    for asked in (codec.encode, codec.coded, lambda each: index.search(each, 3)):
+        with pytest.raises(VectorError, match=told):
+            asked(given)
+
+
+def test_codes_that_are_none_are_refused_in_words() -> None:
+    codec = fit(some(), "int4", "rolling")
+    for wrong, told in (
+        ([[1, 2], [3]], "make no array"),
+        (torch.zeros(3, 32), "type float32: int4 takes 32"),
+        ([[1] * 32], "int64"),
+    ):
+        for asked in (codec.decode, lambda each: Index(codec, each)):
+            with pytest.raises(VectorError, match=told):
+                asked(wrong)

@@ -107,7 +107,9 @@ class TextsEntry:
 
 @dataclass(frozen=True)
 class VectorsEntry:
-    """How vectors are stored: the codec's file, its name and its settings. `bytes` are those of one vector."""
+    """How vectors are stored: the codec's file, its name and its settings. `bytes` are those of one vector; `kept`: how many of
+    the first dimensions are coded, all where a manifest doesn't say.
+    """
 
     __pydantic_config__ = STRICT
 
@@ -121,6 +123,7 @@ class VectorsEntry:
     rotated: bool
     asymmetric: bool
     similarity: str
+    kept: int | None = None
 
 
 @dataclass(frozen=True)

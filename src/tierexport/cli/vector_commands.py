@@ -12,7 +12,7 @@ from tierexport.recipe.choices import LEVELS, SCALINGS, WIDEST
 
 @click.group(epilog=examples("vectors fit all-MiniLM-L6-v2 --level binary", "vectors eval all-MiniLM-L6-v2 --help"))
 def vectors() -> None:
-    """Quantize what a model puts out: int8, int4, trinary or binary vectors, and training for them."""
+    """Quantize what a model puts out: vectors of 8, 4, 3, 2 or 1 bits, or three values, a dimension, and training for them."""
 
 
 level_option = click.option("--level", required=True, type=click.Choice(LEVELS), help="How precise vectors are.")
@@ -50,6 +50,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     name="fit",
     epilog=examples(
         "vectors fit all-MiniLM-L6-v2 --level int8",
+        "vectors fit ORG/NAME --level int2 --scaling lloyd --dimensions 256",
         "vectors fit ORG/NAME --level binary --widen 2 --out binary.safetensors",
     ),
 )
@@ -58,6 +59,9 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 @scaling_option
 @click.option("--texts", default="builtin", show_default=True, help="builtin, a .txt or .jsonl file, or a BEIR folder.")
 @click.option("--count", default=400, show_default=True, type=click.IntRange(1), help="How many texts.")
+@click.option(
+    "--dimensions", type=click.IntRange(1), show_default="all", help="How many of the first dimensions are kept (Matryoshka)."
+)
 @click.option("--per-vector", is_flag=True, help="Ranges as multiples of each vector's own size.")
 @click.option("--rotate", is_flag=True, help="A random rotation before everything else.")
 @widen_option

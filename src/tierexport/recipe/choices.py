@@ -12,10 +12,10 @@ LAYOUTS = ("portable", "packed")
 GROUP_SIZES = (32, 64, 128, 256)
 """How many of torchao's 4-bit values may share a scale."""
 
-LEVELS = ("int8", "int4", "trinary", "binary")
+LEVELS = ("int8", "int4", "int3", "int2", "trinary", "binary")
 """How precisely a vector's dimension may be stored."""
 
-SCALINGS = ("rolling", "minmax", "clip")
+SCALINGS = ("rolling", "minmax", "clip", "quantile", "lloyd")
 """How a codec's bounds may be chosen."""
 
 WIDEST = 16

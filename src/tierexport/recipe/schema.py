@@ -212,7 +212,8 @@ class TorchaoSettings:
 @dataclass(frozen=True)
 class VectorSettings:
     """How the vectors that artifacts put out are stored: a level, with bounds fitted on the calibration texts, or the codec
-    in a file. `widen` is the expansion factor of the dimensions; `asymmetric` leaves queries as they are.
+    in a file. `dimensions`: how many of the first are kept; `widen` is the expansion factor of these; `asymmetric` leaves
+    queries as they are.
     """
 
     __pydantic_config__ = CHECKED
@@ -229,6 +230,9 @@ class VectorSettings:
     ] = ""
     codec: Annotated[
         Text | None, Key("a codec that tierexport vectors wrote", "the codec to store them by, instead of a level")
+    ] = None  # fmt: skip
+    dimensions: Annotated[
+        Count | None, Key("a number of dimensions, at least 1", "the first ones alone are kept, brought to unit length", "all")
     ] = None  # fmt: skip
     scaling: Annotated[str, one_of(SCALINGS), Key(f"one of {_words(SCALINGS)}", "how bounds are chosen")] = SCALINGS[0]
     per_vector: Annotated[Flag, Key("true or false", "ranges as multiples of each vector's own size")] = False

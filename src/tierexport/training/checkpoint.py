@@ -17,6 +17,7 @@ from tierexport.base.records import Floats
 from tierexport.base.stages import stage_key
 from tierexport.training.goals import Goal, Pairs, Schedule, Trainee
 from tierexport.vectors.codecs import Codec
+from tierexport.vectors.storage import cell_arrays, cells_in
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of each weight."""
@@ -51,7 +52,7 @@ def write_checkpoint(path: Path, key: str, checkpoint: Checkpoint) -> None:
         moments = checkpoint.moments[name]  # empty for what no vector depends on, such as a pooler that isn't used
         arrays |= {f"{moment}.{name}": moments[moment].cpu().numpy() for moment in MOMENTS if moment in moments}
     if checkpoint.codec is not None:
-        arrays |= {"low": checkpoint.codec.low, "high": checkpoint.codec.high}
+        arrays |= cell_arrays(checkpoint.codec)
     run = json.dumps({"key": key, **checkpoint.progress})
     write_whole(path, save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, {"run": run}))
 
@@ -69,6 +70,6 @@ def read_checkpoint(path: Path, key: str, level: str, names: Sequence[str]) -> C
     except (SafetensorError, ValueError):
         return None
     moments = {name: {part: arrays[f"{part}.{name}"] for part in MOMENTS if f"{part}.{name}" in arrays} for name in names}
-    codec = Codec(level, arrays["low"].numpy(), arrays["high"].numpy())
+    codec = Codec(level, **cells_in({name: each.numpy() for name, each in arrays.items() if "." not in name}))
     now, best = ({name: arrays[f"{which}.{name}"] for name in names} for which in ("now", "best"))
     return Checkpoint(now, {name: each.numpy() for name, each in best.items()}, moments, codec, progress)

@@ -39,11 +39,18 @@ def loss_of(scored: Scored, contrast: float) -> torch.Tensor:
 def straight_through(vectors: torch.Tensor, codec: Codec) -> torch.Tensor:
     """What the codes of vectors, brought to unit length, stand for, again of unit length: float32 (vectors, dimensions)."""
     unit = functional.normalize(vectors)
+    low, high = (torch.from_numpy(each).to(unit.device) for each in (codec.low, codec.high))
+    inside = unit.clamp(low, high)
+    return functional.normalize(inside + (_decoded(unit, codec) - inside).detach())
+
+
+def _decoded(unit: torch.Tensor, codec: Codec) -> torch.Tensor:
+    """What the cells of values stand for, float32 (vectors, dimensions)."""
+    if codec.table is not None:
+        borders, centers = (torch.from_numpy(each).to(unit.device) for each in (codec.table.borders, codec.table.centers))
+        return centers.T.gather(0, (unit.unsqueeze(2) > borders).sum(2))
     arrays = (codec.low, codec.high, codec.cells, *codec.line)
     low, high, cells, scale, offset = (torch.from_numpy(each).to(unit.device) for each in arrays)
     if codec.level == "binary":
-        numbers = (unit > (low + high) / 2).float()
-    else:
-        numbers = ((unit - low) / cells).floor().clamp(0, TOP[codec.level])
-    inside = unit.clamp(low, high)
-    return functional.normalize(inside + (numbers * scale + offset - inside).detach())
+        return (unit > (low + high) / 2) * scale + offset
+    return ((unit - low) / cells).floor().clamp(0, TOP[codec.level]) * scale + offset

@@ -1,8 +1,9 @@
-"""Vectors in fewer bits: int8, int4, trinary and binary, one formula for all.
+"""Vectors in fewer bits: int8, int4, int3, int2, trinary and binary, one formula for all.
 
 A dimension's range [low, high] is cut into cells of equal width; a value becomes the number of its cell, and comes back
-as the cell's middle. int8 is sentence-transformers' `quantize_embeddings` (its "uint8"; "int8" is the same less 128), int4
-faiss's QT_4bit, binary the bits of both. packing.py puts the numbers of cells into bytes.
+as the cell's middle. A table may give each dimension cells of its own instead. int8 is sentence-transformers'
+`quantize_embeddings` (its "uint8"; "int8" is the same less 128), int4 faiss's QT_4bit, binary the bits of both. packing.py
+puts the numbers of cells into bytes.
 
 Values beyond the range, infinities too, take the outermost cell and never wrap around; NaN is refused. A zero vector is
 coded like any other.
@@ -18,12 +19,14 @@ import numpy as np
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
 from tierexport.metrics.similarity import normalized
+from tierexport.vectors.arrays import Codes, Vectors, as_codes, as_floats
 from tierexport.vectors.packing import Bytes, pack, packed_bytes, unpack
+from tierexport.vectors.tables import Table
 
-CELLS = {"int8": 255, "int4": 15, "trinary": 3, "binary": 2}
+CELLS = {"int8": 255, "int4": 15, "int3": 8, "int2": 4, "trinary": 3, "binary": 2}
 """Cells that a range is cut into. Of int8 and int4 the upper end itself has a cell of its own, as in the libraries."""
 
-TOP = {"int8": 255, "int4": 15, "trinary": 2, "binary": 1}
+TOP = {"int8": 255, "int4": 15, "int3": 7, "int2": 3, "trinary": 2, "binary": 1}
 """The highest number of a cell."""
 
 COMPARED = ("cosine", "dot", "euclidean")
@@ -44,6 +47,9 @@ class Codec:
     not stored, so what comes back has the vector's direction alone, which is all that a cosine needs.
     `rotation`, float32 (dimensions, width) or None, comes before everything else; its rows are orthonormal. Where there is
     none, the width is the number of dimensions.
+    `table`, or None: cells of any width in place of equal ones; `low` and `high` are then where it begins and ends.
+    `cut_from`, or None: of vectors of so many dimensions the first ones alone are coded, brought to unit length again where
+    they are compared by cosine (as models trained for it are used: Matryoshka, arXiv 2205.13147).
     `asymmetric`: documents alone are coded, queries stay as they are.
     `similarity`: by what vectors are compared, "cosine", "dot" or "euclidean". For a cosine they are brought to unit length
     before they are coded; for the others they keep the length that the model gave them.
@@ -59,6 +65,8 @@ class Codec:
     asymmetric: bool = False
     probe: Floats | None = None
     similarity: str = "cosine"
+    table: Table | None = None
+    cut_from: int | None = None
     cells: Floats = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,19 +85,31 @@ class Codec:
             raise VectorError(f"ranges per vector drop its length, which {self.similarity!r} counts: fit without --per-vector")
 
     def _check_arrays(self) -> None:
-        arrays = [each for each in (self.low, self.high, self.rotation, self.probe) if each is not None]
+        tabled = (self.table.borders, self.table.centers) if self.table else ()
+        arrays = [each for each in (self.low, self.high, self.rotation, self.probe, *tabled) if each is not None]
         if any(each.dtype != np.float32 or not np.isfinite(each).all() for each in arrays):
             raise VectorError("a codec's numbers have to be float32 and finite")
         if self.low.shape != self.high.shape or self.low.ndim != 1 or not self.width:
             raise VectorError("a codec's bounds have to be one pair for each dimension")
-        if not (self.low <= self.high).all() or np.abs(arrays[:2]).max() > LARGE:
+        if not (self.low <= self.high).all() or max(np.abs(each).max() for each in (self.low, self.high, *tabled)) > LARGE:
             raise VectorError(f"a codec's ranges have to go upwards, and lie within {LARGE:g}")
+        if self.table is not None:
+            self._check_table(self.table)
         if self.rotation is not None and (self.rotation.ndim != 2 or self.rotation.shape[1] != self.width):
             raise VectorError(
                 f"a rotation of shape {self.rotation.shape} doesn't make the {self.width} numbers that are stored"
             )
+        if self.cut_from is not None and not self.kept < self.cut_from:
+            raise VectorError(f"the first {self.kept} of {self.cut_from} dimensions are no cut")
         if self.probe is not None and self.probe.shape != (self.dimensions,):
             raise VectorError(f"a probe of shape {self.probe.shape} is no vector of {self.dimensions} dimensions")
+
+    def _check_table(self, table: Table) -> None:
+        shapes = (self.width, TOP[self.level]), (self.width, TOP[self.level] + 1)
+        if (table.borders.shape, table.centers.shape) != shapes:
+            raise VectorError(f"a table of {self.level} cells has to have {shapes[0]} borders and {shapes[1]} centers")
+        if any((np.diff(each) < 0).any() for each in (table.borders, table.centers)):
+            raise VectorError("a table's cells have to go upwards")
 
     @property
     def name(self) -> str:
@@ -103,7 +123,12 @@ class Codec:
 
     @property
     def dimensions(self) -> int:
-        """Dimensions of the vectors that are coded."""
+        """Dimensions of the vectors that are given to be coded, and that come back."""
+        return self.kept if self.cut_from is None else self.cut_from
+
+    @property
+    def kept(self) -> int:
+        """How many of them, from the first on, are coded."""
         return self.width if self.rotation is None else self.rotation.shape[0]
 
     @property
@@ -116,6 +141,7 @@ class Codec:
         return {
             "level": self.level,
             "dimensions": self.dimensions,
+            "kept": self.kept,
             "width": self.width,
             "bytes": self.bytes,
             "per_vector": self.per_vector,
@@ -124,7 +150,7 @@ class Codec:
             "similarity": self.similarity,
         }
 
-    def encode(self, vectors: Floats) -> Bytes:
+    def encode(self, vectors: Vectors) -> Bytes:
         """Packed codes, uint8 (vectors, bytes), of vectors as long as those that bounds were fitted on.
 
         That is of unit length where they are compared by cosine, else as the model puts them out. Raises VectorError for NaN
@@ -132,24 +158,24 @@ class Codec:
         """
         return pack(self.numbers(vectors), self.level)
 
-    def decode(self, codes: Bytes) -> Floats:
-        """The values of packed codes, float32 (vectors, dimensions), the rotation undone."""
-        values = self.values(unpack(codes, self.level, self.width))
-        return values if self.rotation is None else values @ self.rotation.T
+    def decode(self, codes: Codes) -> Floats:
+        """The values of packed codes, float32 (vectors, dimensions), the rotation undone; zeros where dimensions were cut."""
+        values = self.values(unpack(as_codes(codes), self.level, self.width))
+        found = values if self.rotation is None else values @ self.rotation.T
+        return found if self.cut_from is None else np.pad(found, ((0, 0), (0, self.cut_from - self.kept)))
 
-    def coded(self, vectors: Floats) -> Bytes:
+    def coded(self, vectors: Vectors) -> Bytes:
         """Packed codes, uint8 (vectors, bytes), of vectors that first get the length that the codec was fitted on.
 
-        Memory is bounded by what is returned; `vectors`, float32 (vectors, dimensions), may be a memory map.
+        Memory is bounded by what is returned; `vectors`, (vectors, dimensions), may be a memory map.
         """
+        vectors = vectors if isinstance(vectors, np.ndarray) else as_floats(vectors)
         found = np.empty((len(vectors), self.bytes), np.uint8)
         for rows in _chunks(len(vectors)):
-            batch = np.asarray(vectors[rows])
-            _refuse_nan(batch, rows.start)
-            found[rows] = self.encode(self.scaled(batch))
+            found[rows] = self.encode(self.scaled(self._taken(vectors[rows], rows.start)))
         return found
 
-    def restored(self, vectors: Floats) -> Floats:
+    def restored(self, vectors: Vectors) -> Floats:
         """Vectors after coding and decoding, float32 (vectors, dimensions); memory is bounded as in `coded`."""
         codes = self.coded(vectors)
         found = np.empty((len(vectors), self.dimensions), np.float32)
@@ -159,14 +185,13 @@ class Codec:
 
     def scaled(self, vectors: Floats) -> Floats:
         """Vectors of unit length, or for a similarity that counts lengths as they are."""
-        return unit(vectors) if self.similarity == "cosine" else np.clip(vectors, -LARGE, LARGE).astype(np.float32, copy=False)
+        return unit(vectors) if self.similarity == "cosine" else np.clip(vectors, -LARGE, LARGE)
 
-    def prepared(self, vectors: Floats) -> Floats:
-        """Vectors as cells are counted in: rotated, and of unit root mean square where ranges are per vector."""
-        if vectors.ndim != 2 or vectors.shape[1] != self.dimensions:
-            raise VectorError(f"vectors of shape {vectors.shape}, where the codec has {self.dimensions} dimensions")
-        _refuse_nan(vectors)
-        found = np.clip(vectors, -LARGE, LARGE).astype(np.float32, copy=False)
+    def prepared(self, vectors: Vectors) -> Floats:
+        """Vectors as cells are counted in: cut, rotated, and of unit root mean square where ranges are per vector."""
+        found = np.clip(self._taken(vectors), -LARGE, LARGE)
+        if self.cut_from is not None:
+            found = self.scaled(found[:, : self.kept])
         if self.rotation is not None:
             found = found @ self.rotation
         if not self.per_vector:
@@ -174,22 +199,42 @@ class Codec:
         scale = np.sqrt(np.mean(np.square(found, dtype=np.float64), axis=1, keepdims=True))
         return (found / np.where(scale > 0, scale, 1)).astype(np.float32)
 
-    def numbers(self, vectors: Floats) -> Bytes:
+    def _taken(self, vectors: Vectors, first: int = 0) -> Floats:
+        """Vectors as float32 (vectors, dimensions); `first`: the number of the first.
+
+        Raises VectorError for another shape and for NaN.
+        """
+        found = as_floats(vectors)
+        if found.ndim != 2 or found.shape[1] != self.dimensions:
+            raise VectorError(f"vectors of shape {found.shape}, where the codec has {self.dimensions} dimensions")
+        if np.isnan(found).any():
+            raise VectorError(f"vector {first + int(np.isnan(found).any(1).argmax())} holds NaN, which no code stands for")
+        return found
+
+    def numbers(self, vectors: Vectors) -> Bytes:
         """The cell of every value, uint8 (vectors, width)."""
         values = self.prepared(vectors)
+        if self.table is not None:
+            return self.table.numbers(values)
         if self.level == "binary":  # a value on the border is 0, as in sentence-transformers
             return (values > (self.low + self.high) / 2).astype(np.uint8)
         found: Bytes = np.clip(np.floor((values - self.low) / self.cells), 0, TOP[self.level]).astype(np.uint8)
         return found
 
     def values(self, numbers: Bytes) -> Floats:
-        """The middle of every cell, float32 (vectors, width)."""
+        """What every cell stands for, float32 (vectors, width)."""
         scale, offset = self.line
-        return numbers * scale + offset
+        return self.steps(numbers) * scale + offset
+
+    def steps(self, numbers: Bytes) -> Floats:
+        """What `line` makes values of, float32 (vectors, width): numbers of equal cells, or a table's values themselves."""
+        return numbers.astype(np.float32) if self.table is None else self.table.values(numbers)
 
     @functools.cached_property
     def line(self) -> tuple[Floats, Floats]:
-        """Scale and offset, float32 (width,), that make values of cell numbers; what has no range is its only value."""
+        """Scale and offset, float32 (width,), that make values of `steps`; what has no range is its only value."""
+        if self.table is not None:
+            return np.ones(self.width, np.float32), np.zeros(self.width, np.float32)
         flat = self.high <= self.low
         scale, offset = np.where(flat, 0, self.cells), np.where(flat, self.low, self.low + self.cells / 2)
         return scale.astype(np.float32), offset.astype(np.float32)
@@ -198,12 +243,6 @@ class Codec:
 def unit(vectors: Floats) -> Floats:
     """Rows of unit length, float32; infinities count as LARGE, and a zero row stays zero."""
     return normalized(np.clip(vectors, -LARGE, LARGE)).astype(np.float32)
-
-
-def _refuse_nan(vectors: Floats, first: int = 0) -> None:
-    """Raises VectorError naming the first vector that holds NaN; `first`: the number of the first row."""
-    if np.isnan(vectors).any():
-        raise VectorError(f"vector {first + int(np.isnan(vectors).any(1).argmax())} holds NaN, which no code stands for")
 
 
 def _chunks(rows: int) -> Iterator[slice]:

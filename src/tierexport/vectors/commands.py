@@ -21,7 +21,7 @@ def fit_codec(model: str, settings: VectorSettings, texts: str, count: int, out:
 
     Raises InputError, also where `out` is something else than a codec.
     """
-    _check_free(out)
+    check_free(out)
     chosen = [text.text for text in calibration_texts(texts, count)]
     codec = open_encoder(model).fit(settings, chosen)
     write_codec(out, codec)
@@ -34,7 +34,7 @@ def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> t
     Raises VectorError for another model's codec, for queries where it leaves them unquantized, and where `out` is something
     else than a codec.
     """
-    _check_free(out)
+    check_free(out)
     found, _ = read_codec(codec)
     if found.asymmetric and kind == "query":
         raise VectorError(f"{codec} leaves queries unquantized: search with the model's own vectors of them")
@@ -46,7 +46,7 @@ def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> t
     return found, len(codes)
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
     """Raises VectorError where writing would replace something else than a codec, or the codec of a model or an artifact."""
     if out.name == CODEC and (is_trained(out.parent) or (out.parent / MANIFEST).is_file()):
         raise VectorError(f"{out} belongs to the model or the artifact there: name another --out")

@@ -50,11 +50,14 @@ class Encoder:
     def fit(self, settings: VectorSettings, texts: Sequence[str]) -> Codec:
         """A codec whose bounds suit this model's vectors of texts, each prompted as a passage. Raises VectorError."""
         vectors = self.compared("texts to fit a codec on", "passage", texts)
-        rotation = widening(vectors.shape[1], settings.widen, settings.rotate)
-        codec = fit(vectors, settings.level, settings.scaling, settings.per_vector, rotation, codec_similarity(self.similarity))
+        codec = fitted(vectors, settings, codec_similarity(self.similarity))
         if not (vectors != vectors[0]).any():
             raise VectorError(f"all {len(texts)} texts have the same vector, so there is no range to fit: fit on others")
-        return replace(codec, asymmetric=settings.asymmetric, probe=self._probe())
+        return self.marked(codec)
+
+    def marked(self, codec: Codec) -> Codec:
+        """A codec that knows this model again."""
+        return replace(codec, probe=self._probe())
 
     def check(self, codec: Codec) -> None:
         """Refuse a codec that is not for this model's vectors. Raises VectorError."""
@@ -71,6 +74,14 @@ class Encoder:
         """The unit vector of PROBE, float32 (dimensions,)."""
         found: Floats = self.unit("a sentence", "passage", [PROBE])[0]
         return found
+
+
+def fitted(vectors: Floats, settings: VectorSettings, similarity: str) -> Codec:
+    """A codec by a recipe's settings, its bounds from vectors, float32 (vectors, dimensions). Raises VectorError."""
+    kept = settings.dimensions or vectors.shape[1]
+    rotation = widening(kept, settings.widen, settings.rotate)
+    codec = fit(vectors, settings.level, settings.scaling, settings.per_vector, rotation, similarity, kept)
+    return replace(codec, asymmetric=settings.asymmetric)
 
 
 def codec_similarity(similarity: Similarity) -> str:

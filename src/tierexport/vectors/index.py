@@ -9,8 +9,9 @@ import numpy as np
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
 from tierexport.metrics.topk import QUERIES, Indices, TopK, blocks, greatest
+from tierexport.vectors.arrays import Codes, Vectors, as_codes
 from tierexport.vectors.codecs import Codec
-from tierexport.vectors.packing import Bytes, unpack
+from tierexport.vectors.packing import Bytes, check_codes, unpack
 from tierexport.vectors.storage import to_faiss
 
 CHUNK = 16_384
@@ -22,12 +23,14 @@ class Index:
     these negative, so that the greatest is the best.
     """
 
-    def __init__(self, codec: Codec, codes: Bytes) -> None:
-        self.codec, self.codes = codec, codes
+    def __init__(self, codec: Codec, codes: Codes) -> None:
+        """Raises VectorError for what are no codes of the codec."""
+        self.codec, self.codes = codec, as_codes(codes)
+        check_codes(self.codes, codec.level, codec.width)
         lengths = [np.linalg.norm(self._undone(values), axis=1) for values in self._chunks()]
         self._lengths: Floats = np.concatenate(lengths) if lengths else np.zeros(0, np.float32)
 
-    def scores(self, queries: Floats, quantized: bool = False) -> Iterator[Floats]:
+    def scores(self, queries: Vectors, quantized: bool = False) -> Iterator[Floats]:
         """Scores float32 (queries, documents of a chunk), chunk after chunk.
 
         Queries stay unquantized (asymmetric), or go through the codec as the documents did.
@@ -35,7 +38,7 @@ class Index:
         prepared = self._prepared(queries, quantized)
         return (found for _, _, found in self._scored(prepared, len(prepared)))
 
-    def search(self, queries: Floats, count: int, quantized: bool = False) -> tuple[Floats, Indices]:
+    def search(self, queries: Vectors, count: int, quantized: bool = False) -> tuple[Floats, Indices]:
         """The `count` best documents of each query, best first: scores and rows, both (queries, count).
 
         Equal scores are ordered by row. Memory is bounded by a block of queries · a chunk of documents.
@@ -50,11 +53,11 @@ class Index:
         scale, offset = self.codec.line
         weights, constant = (prepared * scale).T.copy(), (prepared @ offset)[:, None]
         for first in range(0, len(self.codes), CHUNK):
-            numbers = unpack(self.codes[first : first + CHUNK], self.codec.level, self.codec.width).astype(np.float32)
-            lengths = self._lengths[first : first + len(numbers)]
+            steps = self.codec.steps(unpack(self.codes[first : first + CHUNK], self.codec.level, self.codec.width))
+            lengths = self._lengths[first : first + len(steps)]
             for rows in blocks(len(prepared), block):
                 # so nothing is decoded, and BLAS does the work
-                found = (numbers @ weights[:, rows]).T + constant[rows]
+                found = (steps @ weights[:, rows]).T + constant[rows]
                 yield first, rows, self._compared(found, prepared[rows], lengths)
 
     def _compared(self, products: Floats, prepared: Floats, lengths: Floats) -> Floats:
@@ -67,7 +70,7 @@ class Index:
         found: Floats = -np.sqrt(np.maximum(squared, 0))
         return found
 
-    def hamming(self, queries: Floats, count: int, rescored: int = 0) -> tuple[Floats, Indices]:
+    def hamming(self, queries: Vectors, count: int, rescored: int = 0) -> tuple[Floats, Indices]:
         """The nearest binary codes, through faiss: distances in bits and rows, (queries, count), nearest first.
 
         With `rescored`, so many times as many are found, and the best of them by their score with the unquantized query
@@ -91,10 +94,10 @@ class Index:
             raise VectorError(f"can't find {count} of {len(self.codes)} vectors")
         return min(count, len(self.codes))
 
-    def _prepared(self, queries: Floats, quantized: bool) -> Floats:
+    def _prepared(self, queries: Vectors, quantized: bool) -> Floats:
         """Queries rotated but not scaled to each vector's own range, of the length that the codec's similarity counts."""
         if quantized:
-            found = self._undone(self._values(self.codec.encode(self.codec.scaled(queries))))
+            found = self._undone(self._values(self.codec.coded(queries)))
             found = found if self._widened is None else found @ self._widened
         else:
             found = self.codec.prepared(queries)
@@ -108,7 +111,7 @@ class Index:
     @property
     def _widened(self) -> Floats | None:
         """The rotation where it makes more numbers of a vector than it has dimensions: lengths then change on the way back."""
-        return self.codec.rotation if self.codec.width > self.codec.dimensions else None
+        return self.codec.rotation if self.codec.width > self.codec.kept else None
 
     def _undone(self, values: Floats) -> Floats:
         """Values with the rotation undone where it changes lengths."""

@@ -1,6 +1,7 @@
 """Cell numbers of vectors as bytes, packed to the last bit, and back.
 
-int8: a byte each. int4: two to a byte, the even dimension in the low half. trinary: five digits to the base of three in a byte,
+int8: a byte each. int4, int3 and int2: bit after bit, the first dimension in the lowest bits, so two to a byte, eight to three
+bytes and four to a byte. trinary: five digits to the base of three in a byte,
 the first the lowest. binary: eight to a byte, the first in the highest bit, as numpy and faiss pack them.
 """
 
@@ -14,15 +15,25 @@ Bytes = npt.NDArray[np.uint8]
 TRITS = 5
 """Digits to the base of three in a byte: 3^5 = 243."""
 
+BITS = {"int4": 4, "int3": 3, "int2": 2}
+"""Bits of a number, at levels that pack them one after another from the lowest bit on."""
+
+_SHARE = {"int8": (1, 1), "int4": (2, 1), "int3": (8, 3), "int2": (4, 1), "trinary": (TRITS, 1), "binary": (8, 1)}
+"""So many numbers of a level fill so many bytes."""
+
 _POWERS = np.array([3**digit for digit in range(TRITS)], np.uint8)
 _DIGITS = (np.arange(256, dtype=np.uint8)[:, None] // _POWERS % 3).astype(np.uint8)
 """The five digits of every byte."""
 
 
 def packed_bytes(level: str, dimensions: int) -> int:
-    """Bytes of one vector at a level: 2,048 dimensions take 2,048, 1,024, 410 and 256."""
-    per_byte = {"int8": 1, "int4": 2, "trinary": TRITS, "binary": 8}[level]
-    return -(-dimensions // per_byte)
+    """Bytes of one vector at a level: 2,048 dimensions take 2,048, 1,024, 768, 512, 410 and 256."""
+    return -(-dimensions * _SHARE[level][1] // _SHARE[level][0])
+
+
+def fitting(level: str, size: int) -> int:
+    """How many dimensions fit into so many bytes."""
+    return size * _SHARE[level][0] // _SHARE[level][1]
 
 
 def pack(numbers: Bytes, level: str) -> Bytes:
@@ -31,9 +42,8 @@ def pack(numbers: Bytes, level: str) -> Bytes:
         return numbers
     if level == "binary":
         return np.packbits(numbers, axis=1)
-    if level == "int4":
-        even = _filled(numbers, 2)
-        return even[:, ::2] | even[:, 1::2] << np.uint8(4)
+    if level in BITS:
+        return _joined(numbers, level)[:, : packed_bytes(level, numbers.shape[1])]
     fives = _filled(numbers, TRITS).reshape(len(numbers), packed_bytes(level, numbers.shape[1]), TRITS)
     found: Bytes = (fives * _POWERS).sum(2, dtype=np.uint8)
     return found
@@ -55,12 +65,40 @@ def unpack(codes: Bytes, level: str, dimensions: int) -> Bytes:
         return codes
     if level == "binary":
         return np.unpackbits(codes, axis=1, count=dimensions)
-    if level == "int4":
-        return np.stack([codes & 15, codes >> 4], 2).reshape(len(codes), 2 * codes.shape[1])[:, :dimensions]
+    if level in BITS:
+        return _split(codes, level)[:, :dimensions]
     if codes.size and codes.max() >= 3**TRITS:
         raise VectorError(f"a byte of {int(codes.max())} holds no five digits to the base of three: the file is damaged")
     found: Bytes = _DIGITS[codes].reshape(len(codes), TRITS * codes.shape[1])[:, :dimensions]
     return found
+
+
+def _joined(numbers: Bytes, level: str) -> Bytes:
+    """The bits of numbers one after another, uint8, in whole groups of bytes that begin with a number."""
+    bits, (count, size) = BITS[level], _SHARE[level]
+    filled = _filled(numbers, count)
+    groups = filled.reshape(len(filled), filled.shape[1] // count, count)
+    words = np.zeros(groups.shape[:2], np.uint32)
+    for place in range(count):
+        words |= groups[:, :, place].astype(np.uint32) << np.uint32(bits * place)
+    found = np.empty((*words.shape, size), np.uint8)
+    for place in range(size):
+        found[:, :, place] = words >> np.uint32(8 * place) & np.uint32(255)
+    return found.reshape(len(found), words.shape[1] * size)
+
+
+def _split(codes: Bytes, level: str) -> Bytes:
+    """The numbers in the bytes of `_joined`, uint8, at least as many as went in."""
+    bits, (count, size) = BITS[level], _SHARE[level]
+    filled = _filled(codes, size)
+    groups = filled.reshape(len(filled), filled.shape[1] // size, size)
+    words = np.zeros(groups.shape[:2], np.uint32)
+    for place in range(size):
+        words |= groups[:, :, place].astype(np.uint32) << np.uint32(8 * place)
+    found = np.empty((*words.shape, count), np.uint8)
+    for place in range(count):
+        found[:, :, place] = words >> np.uint32(bits * place) & np.uint32((1 << bits) - 1)
+    return found.reshape(len(found), words.shape[1] * count)
 
 
 def _filled(numbers: Bytes, multiple: int) -> Bytes:

@@ -4,25 +4,35 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
 from tierexport.recipe.choices import SCALINGS
-from tierexport.vectors.codecs import CELLS, Codec
+from tierexport.vectors.codecs import CELLS, TOP, Codec
+from tierexport.vectors.tables import Doubles, Table, lloyd_table, quantile_table
 
 MOMENTUM = 0.99
 """What a moving statistic keeps at each batch."""
 
-SPREADS = {"int8": 4.0, "int4": 2.5, "trinary": 1.84, "binary": 1.6}
+SPREADS = {"int8": 4.0, "int4": 2.5, "int3": 2.34, "int2": 1.99, "trinary": 1.84, "binary": 1.6}
 """Half a range in standard deviations: near the uniform quantizer of least squared error for a normal distribution with so
 many cells (Max 1960, doi 10.1109/TIT.1960.1057548)."""
 
 FEW_CELLS = 3
-"""Levels of at most so many cells have their ranges around zero."""
+"""Levels of at most so many cells have their ranges around zero, for a mean near it is that of the texts more than the model's;
+around a mean that is far they lie as well."""
+
+FAR = 0.5
+"""The least distance of such a mean from zero, in standard deviations."""
 
 BATCH = 256
 """Vectors of a batch; the last one has between 128 and 383, for the deviation of a few vectors is no estimate."""
+
+TABLES = {"quantile": quantile_table, "lloyd": lloyd_table}
+"""Scalings that give each dimension cells of any width."""
+
+TABLED_CELLS = 16
+"""Levels of more cells have no tables: a few hundred vectors tell nothing of each."""
 
 TRIED_SPREADS = np.linspace(0.4, 1.6, 25)
 """Multiples of SPREADS among which "clip" takes the best."""
@@ -32,10 +42,10 @@ TRIED_SPREADS = np.linspace(0.4, 1.6, 25)
 class Moments:
     """Least, greatest, moving mean and moving standard deviation of each dimension, float64 (dimensions,)."""
 
-    low: npt.NDArray[np.float64]
-    high: npt.NDArray[np.float64]
-    mean: npt.NDArray[np.float64]
-    deviation: npt.NDArray[np.float64]
+    low: Doubles
+    high: Doubles
+    mean: Doubles
+    deviation: Doubles
     batches: int = 1
 
     def add(self, batch: Floats) -> None:
@@ -65,20 +75,30 @@ def fit(
     per_vector: bool = False,
     rotation: Floats | None = None,
     similarity: str = "cosine",
+    dimensions: int | None = None,
 ) -> Codec:
     """A codec whose bounds come from two vectors or more, float32 (vectors, dimensions), in batches of about BATCH.
 
     Their lengths have to be those of the vectors that will be coded: unit length where they are compared by cosine.
+    `dimensions`: how many of the first are kept, all where it is None; `rotation` then is of these.
 
     "minmax": from least to greatest. "rolling": around the moving mean, by so many moving standard deviations as suit a
     normal distribution. "clip": as "rolling", by the multiple that gives the least squared error on these vectors, one for
-    all dimensions. binary's border is the middle of the range, so its ranges, and trinary's, lie around zero.
+    all dimensions. binary's border is the middle of the range, so its ranges and trinary's lie around zero, if that is near.
+    "quantile": cells of equal shares of the vectors. "lloyd": cells of the least squared error.
     Raises VectorError.
     """
     _check(vectors, level, scaling)
-    blank = np.zeros(vectors.shape[1] if rotation is None else rotation.shape[1], np.float32)
-    plain = Codec(level, blank, blank, per_vector, rotation, similarity=similarity)
+    given = vectors.shape[1]
+    kept = given if dimensions is None else dimensions
+    if not 0 < kept <= given:
+        raise VectorError(f"vectors of {given} dimensions have no first {kept}")
+    blank = np.zeros(kept if rotation is None else rotation.shape[1], np.float32)
+    cut_from = given if kept < given else None
+    plain = Codec(level, blank, blank, per_vector, rotation, similarity=similarity, cut_from=cut_from)
     prepared = plain.prepared(vectors)
+    if scaling in TABLES:
+        return _tabled(plain, scaling, prepared)
     found = moments(_batches(prepared))
     if per_vector:  # one range for all dimensions, since a vector has one scale
         found = _overall(found)
@@ -90,16 +110,34 @@ def fit(
     return min(tried, key=lambda codec: _error(codec, prepared))
 
 
+def takes(level: str, scaling: str) -> bool:
+    """Whether a level's cells can be fitted so."""
+    return scaling not in TABLES or TOP[level] < TABLED_CELLS
+
+
 def _check(vectors: Floats, level: str, scaling: str) -> None:
     """Raises VectorError for a level or scaling that is not known, and for vectors that no codec can be fitted on."""
     if scaling not in SCALINGS:
         raise VectorError(f"{scaling!r} is no way to choose bounds: {', '.join(SCALINGS)}")
     if level not in CELLS:
         raise VectorError(f"{level!r} is no level: {', '.join(CELLS)}")
+    if not takes(level, scaling):
+        raise VectorError(
+            f"{level} has too many cells to fit each: scaling {scaling!r} is for levels of {TABLED_CELLS} at most"
+        )
     if len(vectors) < 2:
         raise VectorError(f"a codec is fitted on two vectors at least, and here is {len(vectors)}")
     if not np.isfinite(vectors).all():
         raise VectorError("vectors to fit a codec on hold NaN or infinity")
+
+
+def _tabled(plain: Codec, scaling: str, prepared: Floats) -> Codec:
+    """A codec whose cells a table holds; per vector, one row for all dimensions."""
+    values = prepared.reshape(-1, 1) if plain.per_vector else prepared
+    found = TABLES[scaling](values, TOP[plain.level] + 1)
+    if plain.per_vector:
+        found = Table(*(np.repeat(each, plain.width, 0) for each in (found.borders, found.centers)))
+    return replace(plain, low=found.low, high=found.high, table=found)
 
 
 def _batches(vectors: Floats) -> Iterator[Floats]:
@@ -112,30 +150,35 @@ def _batches(vectors: Floats) -> Iterator[Floats]:
 
 def _overall(found: Moments) -> Moments:
     """The same for all dimensions together."""
-    deviation = np.sqrt(np.mean(np.square(found.deviation) + np.square(found.mean)))
+    deviation = np.sqrt(np.mean(np.square(found.deviation) + np.square(found.mean - found.mean.mean())))
     values = (found.low.min(), found.high.max(), found.mean.mean(), deviation)
     low, high, mean, spread = (np.full_like(found.low, value) for value in values)
     return Moments(low, high, mean, spread)
 
 
-def _extremes(found: Moments, level: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Least and greatest value, or for levels of few cells the greatest magnitude on both sides of zero."""
+def _extremes(found: Moments, level: str) -> tuple[Doubles, Doubles]:
+    """Least and greatest value, or for levels of few cells the greatest distance on both sides of the middle."""
     if CELLS[level] > FEW_CELLS:
         return found.low, found.high
-    high = np.maximum(np.abs(found.low), np.abs(found.high))
-    return -high, high
-
-
-def _around(found: Moments, level: str, factor: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """So many times SPREADS around the mean, or for levels of few cells around zero."""
-    few = CELLS[level] <= FEW_CELLS
-    middle = 0 if few else found.mean
-    spread = np.sqrt(np.square(found.deviation) + np.square(found.mean)) if few else found.deviation
-    half = SPREADS[level] * factor * spread
+    middle = _middle(found, level)
+    half = np.maximum(middle - found.low, found.high - middle)
     return middle - half, middle + half
 
 
-def _bounded(plain: Codec, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> Codec:
+def _around(found: Moments, level: str, factor: float) -> tuple[Doubles, Doubles]:
+    """So many times SPREADS around the middle."""
+    middle = _middle(found, level)
+    half = SPREADS[level] * factor * np.sqrt(np.square(found.deviation) + np.square(found.mean - middle))
+    return middle - half, middle + half
+
+
+def _middle(found: Moments, level: str) -> Doubles:
+    """Where ranges have their middle: the mean, or for levels of few cells zero, unless the mean is far from it."""
+    near = (CELLS[level] <= FEW_CELLS) & (np.abs(found.mean) < FAR * found.deviation)
+    return np.where(near, 0, found.mean)
+
+
+def _bounded(plain: Codec, low: Doubles, high: Doubles) -> Codec:
     """A codec with these bounds."""
     return replace(plain, low=low.astype(np.float32), high=high.astype(np.float32))
 

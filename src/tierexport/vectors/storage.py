@@ -16,18 +16,21 @@ from tierexport.base.files import write_whole
 from tierexport.base.libraries import import_faiss
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.packing import Bytes, check_codes
+from tierexport.vectors.tables import Table
 
-VERSION = "1"
+VERSIONS = ("1", "2")
+"""What is read. A codec is of the first that can hold it: 2 adds tables of cells and the first dimensions alone."""
 
 
 def write_codec(path: Path, codec: Codec, codes: Bytes | None = None) -> None:
     """A codec, with the codes that it made of vectors where there are some, written whole or not at all."""
-    arrays: dict[str, Any] = {"low": codec.low, "high": codec.high}
     further = {"rotation": codec.rotation, "probe": codec.probe, "codes": codes}
-    arrays |= {name: array for name, array in further.items() if array is not None}
+    arrays = cell_arrays(codec) | {name: array for name, array in further.items() if array is not None}
     flags = {"per_vector": codec.per_vector, "asymmetric": codec.asymmetric}
     compared = {} if codec.similarity == "cosine" else {"similarity": codec.similarity}
-    settings = json.dumps({"version": VERSION, "level": codec.level, **flags, **compared})
+    cut = {} if codec.cut_from is None else {"cut_from": codec.cut_from}
+    version = VERSIONS[bool(codec.table or cut)]
+    settings = json.dumps({"version": version, "level": codec.level, **flags, **compared, **cut})
     write_whole(path, save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, {"tierexport.codec": settings}))
 
 
@@ -37,8 +40,9 @@ def read_codec(path: Path) -> tuple[Codec, Bytes | None]:
         with safe_open(path, framework="np") as file:
             settings = json.loads((file.metadata() or {})["tierexport.codec"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        if settings["version"] != VERSION:
-            raise VectorError(f"{path} is a codec of version {settings['version']!r}, and {VERSION} is read: update tierexport")
+        if settings["version"] not in VERSIONS:
+            read = " and ".join(VERSIONS)
+            raise VectorError(f"{path} is a codec of version {settings['version']!r}, and {read} are read: update tierexport")
         codec = _codec(settings, arrays)
         if "codes" in arrays:
             check_codes(arrays["codes"], codec.level, codec.width)
@@ -52,16 +56,31 @@ def _codec(settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> Codec:
     flags = settings["per_vector"], settings["asymmetric"]
     if not all(isinstance(flag, bool) for flag in flags):
         raise TypeError(f"{flags} have to be true or false")
+    cut_from = settings.get("cut_from")
+    if cut_from is not None and type(cut_from) is not int:
+        raise TypeError(f"{cut_from!r} has to be a number of dimensions")
     return Codec(
         level=settings["level"],
-        low=arrays["low"],
-        high=arrays["high"],
+        **cells_in(arrays),
         per_vector=flags[0],
         rotation=_rotation(arrays),
         asymmetric=flags[1],
         probe=arrays.get("probe"),
         similarity=settings.get("similarity", "cosine"),
+        cut_from=cut_from,
     )
+
+
+def cell_arrays(codec: Codec) -> dict[str, Any]:
+    """A codec's cells as a file holds them, by name."""
+    bounds = {"low": codec.low, "high": codec.high}
+    return bounds if codec.table is None else bounds | {"borders": codec.table.borders, "centers": codec.table.centers}
+
+
+def cells_in(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Codec takes of `cell_arrays`. Raises KeyError where some are missing."""
+    table = Table(arrays["borders"], arrays["centers"]) if "borders" in arrays else None
+    return {"low": arrays["low"], "high": arrays["high"], "table": table}
 
 
 def is_codec(path: Path) -> bool:
@@ -90,6 +109,8 @@ def to_faiss(codec: Codec, codes: Bytes) -> Any:
     """
     check_codes(codes, codec.level, codec.width)
     faiss = import_faiss()
+    if codec.table is not None and codec.level != "binary":
+        raise VectorError("faiss has cells of equal width alone: fit with another --scaling than quantile or lloyd")
     if codec.level == "binary":
         bits = faiss.IndexBinaryFlat(8 * codec.bytes)
         bits.add(np.ascontiguousarray(codes))
