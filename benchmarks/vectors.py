@@ -13,8 +13,8 @@ from tierexport.datasets.beir import read_retrieval_set
 from tierexport.datasets.calibration import calibration_texts
 from tierexport.recipe.choices import LEVELS, SCALINGS
 from tierexport.recipe.schema import VectorSettings
-from tierexport.training.conditions import Texts, gap
 from tierexport.vectors.encoder import open_encoder
+from tierexport.verify.stored import Texts, gap
 
 MODEL = "all-MiniLM-L6-v2"
 KINDS: dict[str, dict[str, Any]] = {

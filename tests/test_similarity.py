@@ -26,12 +26,12 @@ from tierexport.model.encoder import open_model
 from tierexport.model.source import open_source
 from tierexport.recipe.schema import VectorSettings
 from tierexport.search.lossless import RetrievalJudge
-from tierexport.training.conditions import Texts
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.encoder import Encoder
 from tierexport.vectors.index import Index
 from tierexport.vectors.scaling import fit
 from tierexport.vectors.storage import read_codec, write_codec
+from tierexport.verify.stored import Texts
 
 SETTINGS = ("--set", "calibration.tokens=512", "--set", 'verify.data=["builtin"]', "--set", 'vectors.level="int8"')
 

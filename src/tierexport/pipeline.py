@@ -42,11 +42,11 @@ from tierexport.recipe.schema import Recipe, VerifySettings
 from tierexport.recipe.sharing import share
 from tierexport.report.comparison import Compared, compare
 from tierexport.report.manifest import Outcome, describe
-from tierexport.report.pictures import compare_picture, frontier_picture, kind_of, map_picture
+from tierexport.report.pictures import codecs_picture, compare_picture, frontier_picture, kind_of, map_picture
 from tierexport.report.summary import summary
 from tierexport.report.written import write_reports
-from tierexport.search import find, frontier, mapping
-from tierexport.search.found import Found, Frontier
+from tierexport.search import codecs, find, frontier, mapping
+from tierexport.search.found import Found, FoundCodec, Frontier
 from tierexport.search.layer_map import ModelMap
 from tierexport.search.request import Request, smallest_file, tag_of
 from tierexport.search.study import Study
@@ -316,6 +316,16 @@ def map_model(model: str, picture: Path) -> ModelMap:
     kind = kind_of(picture)
     found = mapping.map_model(model)
     write_whole(picture, map_picture(found, kind))
+    return found
+
+
+def search_codec(
+    model: str, budget: int, data: Sequence[str], texts: str | None, asymmetric: bool, out: Path, picture: Path
+) -> FoundCodec:
+    """The best codec within so many bytes (`search.codecs`), the frontier drawn to `picture`. Raises InputError."""
+    kind = kind_of(picture)
+    found = codecs.search_codec(model, budget, data, texts, asymmetric, out)
+    write_whole(picture, codecs_picture(found, kind))
     return found
 
 

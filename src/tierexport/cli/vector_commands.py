@@ -78,6 +78,39 @@ def fit_vectors(model: str, texts: str, count: int, out: Path, as_json: bool, **
 
 
 @vectors.command(
+    name="search",
+    epilog=examples(
+        "vectors search all-MiniLM-L6-v2 --bytes 64",
+        "vectors search ORG/NAME --bytes 96 --data scifact --data squad --asymmetric",
+        "vectors search ORG/NAME --bytes 96 --texts mine.jsonl --out mine.safetensors --picture mine.svg",
+    ),
+)
+@model_argument
+@click.option("--bytes", "budget", required=True, type=click.IntRange(1), help="Bytes that a vector may take.")
+@click.option("--data", multiple=True, metavar="SET", help="A BEIR folder or a hub's ORG/NAME; several times.")
+@click.option("--texts", help="builtin, a .txt or .jsonl file, or a BEIR folder: ranked as fp32 ranks them.")
+@asymmetric_option
+@click.option("--out", type=click.Path(path_type=Path), default="codec.safetensors", show_default=True, help="Codec to write.")
+@click.option(
+    "--picture", type=click.Path(path_type=Path), default="frontier.svg", show_default=True, help="Bytes against NDCG@10."
+)
+@json_option
+def search_vectors(
+    model: str, budget: int, data: tuple[str, ...], texts: str | None, asymmetric: bool, out: Path, picture: Path, as_json: bool
+) -> None:
+    """Find the best codec for MODEL's vectors within --bytes, on --data or --texts, or on the built-in set."""
+    from tierexport import pipeline
+    from tierexport.report import tables
+
+    found = pipeline.search_codec(model, budget, data if data or texts else ("builtin",), texts, asymmetric, out, picture)
+    if as_json:
+        print_json({"out": str(out), "picture": str(picture), **found.as_json()})
+    else:
+        print_parts(tables.codecs_table(found))
+        click.echo(f"the last one is written to {out}, drawn to {picture}")
+
+
+@vectors.command(
     name="encode",
     epilog=examples(
         "vectors encode all-MiniLM-L6-v2 mine.jsonl --codec codec.safetensors",

@@ -10,7 +10,7 @@ from tierexport.formats import format_named
 from tierexport.report.comparison import Compared
 from tierexport.report.drawing import GRID, figure, written
 from tierexport.report.figures import Interval
-from tierexport.search.found import Frontier
+from tierexport.search.found import FoundCodec, Frontier
 from tierexport.search.layer_map import ModelMap
 
 if TYPE_CHECKING:
@@ -109,6 +109,30 @@ def sizes_picture(points: Sequence[tuple[str, int, float]]) -> bytes:
     axes.set_ylabel("1 − cosine to fp32, lower is better")
     axes.grid(color=GRID)
     return written(drawn, "png")
+
+
+def codecs_picture(found: FoundCodec, kind: str) -> bytes:
+    """Bytes of a vector against NDCG@10 on held-back queries, with 95 % intervals of the difference to fp32, a line at which
+    is drawn.
+    """
+    drawn = figure(1)
+    axes = drawn.subplots()
+    exact = found.points[-1].reference_ndcg_at_10
+    for each in found.points:
+        error = ([each.delta - each.ci_low], [each.ci_high - each.delta])
+        axes.errorbar(
+            each.bytes, exact + each.delta, yerr=error, marker="o", markersize=4, color=COLOURS["searched"], capsize=3
+        )
+        axes.annotate(
+            each.name, (each.bytes, exact + each.ci_low), xytext=(0, -12), textcoords="offset points", fontsize=8, ha="center"
+        )
+    axes.axhline(exact, color="0.5", linewidth=0.8)
+    axes.annotate("fp32", (0, exact), xycoords=("axes fraction", "data"), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.margins(x=0.2, y=0.15)
+    axes.set_xlabel("bytes of a vector")
+    axes.set_title(f"{found.model}: NDCG@10 on held-back queries of {', '.join(found.sets)}")
+    axes.grid(color=GRID)
+    return written(drawn, kind)
 
 
 def map_picture(found: ModelMap, kind: str) -> bytes:

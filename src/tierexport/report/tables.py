@@ -19,7 +19,7 @@ from tierexport.report.comparison import Compared
 from tierexport.report.figures import with_interval
 from tierexport.report.languages import LanguageTable, language_table
 from tierexport.report.sheet import Sheet, new_sheet
-from tierexport.search.found import Found, Frontier
+from tierexport.search.found import Found, FoundCodec, Frontier
 from tierexport.search.layer_map import ModelMap
 
 COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green", 16: "cyan", 32: "blue"}
@@ -306,19 +306,33 @@ def colour_bits(native: str) -> int:
     return min(COLOURS, key=lambda each: abs(each - bits))
 
 
+def codecs_table(found: FoundCodec) -> Sheet:
+    """The frontier of a search for a codec, the best last."""
+    right = ("bytes", "NDCG@10", "Δ vs fp32", "recall@10", "rescored")
+    title = f"{found.model}: {found.tried} codecs tried, these judged on held-back queries of {', '.join(found.sets)}"
+    table = new_sheet(title, "codec", *right[:3], "95 % interval", *right[3:], right=right)
+    for each in found.points:
+        table.add_row(
+            each.name, str(each.bytes), f"{each.reference_ndcg_at_10 + each.delta:.4f}", f"{each.delta:+.4f}",
+            f"{each.ci_low:+.4f} to {each.ci_high:+.4f}", f"{each.recall:.3f}", f"{each.rescored:.3f}",
+        )  # fmt: skip
+    return table
+
+
 def vectors_table(rows: Sequence[Mapping[str, Any]], similarity: str) -> Sheet:
     """Ways to quantize vectors beside fp32, and beside what was published of jina-embeddings-v4 on NanoBEIR.
 
     `similarity`: by what the model's own vectors are compared, in words.
     """
     sets = list(rows[0]["scores"])
-    right = (*sets, "average", "Δ vs fp32", "bytes", "published", "Δ vs fp32 there")
-    title = f"NDCG@10, scored by {similarity}"
-    table = new_sheet(title, "vectors", *sets, "average", "Δ vs fp32", "95 % interval", "bytes", *right[-2:], right=right)
+    right = (*sets, "average", "Δ vs fp32", "recall@10", "rescored", "bytes", "published", "Δ vs fp32 there")
+    title = f"NDCG@10, scored by {similarity}; recall@10 of the nearest by the same vectors unquantized"
+    table = new_sheet(title, "vectors", *sets, "average", "Δ vs fp32", "95 % interval", *right[-5:], right=right)
     for row in rows:
         gone = row["published"] - rows[0]["published"]
         table.add_row(
             row["name"], *(f"{row['scores'][name]:.4f}" for name in sets), f"{row['average']:.4f}", f"{row['delta']:+.4f}",
-            f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}", f"{row['bytes']:,}", f"{row['published']:.2f}", f"{gone:+.2f}",
+            f"{row['ci_low']:+.4f} to {row['ci_high']:+.4f}", f"{row['recall']:.3f}", f"{row['rescored']:.3f}",
+            f"{row['bytes']:,}", f"{row['published']:.2f}", f"{gone:+.2f}",
         )  # fmt: skip
     return table

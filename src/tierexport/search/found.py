@@ -1,4 +1,4 @@
-"""What a search found: a recipe with its figures, or the curve of bytes against loss."""
+"""What a search found: a recipe with its figures, the curve of bytes against loss, or a codec for vectors."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -52,4 +52,48 @@ class Frontier:
 
     def as_json(self) -> dict[str, Any]:
         """As `search --frontier --json` prints it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CodecPoint:
+    """A codec, judged on queries that it was not chosen by: NDCG@10 of fp32 and the difference to it, with its 95 % interval;
+    the share of fp32's exact ten nearest that it finds, among the first ten and by rescoring. Each set weighs the same.
+    """
+
+    level: str
+    scaling: str
+    kept: int
+    widen: int
+    rotate: bool
+    asymmetric: bool
+    bytes: int
+    reference_ndcg_at_10: float
+    delta: float
+    ci_low: float
+    ci_high: float
+    recall: float
+    rescored: float
+
+    @property
+    def name(self) -> str:
+        """What tables and pictures call it."""
+        wider = f", {self.widen} × as wide" if self.widen > 1 else ""
+        return f"{self.level} {self.scaling}, {self.kept} dimensions{wider}{', rotated' if self.rotate else ''}"
+
+
+@dataclass(frozen=True)
+class FoundCodec:
+    """The frontier of a model's codecs, smallest first, the last being the best of at most `budget` bytes; how many were tried,
+    and on which sets.
+    """
+
+    model: str
+    budget: int
+    tried: int
+    sets: tuple[str, ...]
+    points: tuple[CodecPoint, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As `vectors search --json` prints it."""
         return asdict(self)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tierexport.artifact.verdicts import notes_on
-from tierexport.base.records import Floats, RetrievalSet
-from tierexport.metrics.similarity import COSINE, Similarity
+from tierexport.base.records import Floats
+from tierexport.metrics.similarity import Similarity
 from tierexport.model.source import open_source
 from tierexport.recipe.schema import VerifySettings
 from tierexport.training.goals import Goal, Schedule
@@ -20,9 +20,9 @@ from tierexport.training.trainees import applied
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.encoder import Encoder, codec_similarity, open_encoder
 from tierexport.vectors.scaling import fit
-from tierexport.verify.intervals import mean_interval
 from tierexport.verify.material import read_material
-from tierexport.verify.retrieval import Scores, score
+from tierexport.verify.retrieval import Scores
+from tierexport.verify.stored import Texts, gap, mean_recall
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ CONDITIONS = (
 @dataclass(frozen=True)
 class Row:
     """A condition with what it scored: NDCG@10 by set and on average, the paired difference of all queries to fp32 (each
-    set weighing the same), its interval, and bytes per vector.
+    set weighing the same), its interval, the share of the ten documents nearest by the same vectors unquantized that codes
+    find, without and with rescoring, and bytes per vector.
     """
 
     name: str
@@ -64,6 +65,8 @@ class Row:
     delta: float
     ci_low: float
     ci_high: float
+    recall: float
+    rescored: float
     bytes: int
     best_step: int | None
 
@@ -86,30 +89,12 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """A retrieval set with vectors of its queries and documents, as `similarity` compares them."""
+class _Stored:
+    """A condition's vectors by set, the codec they are stored by (None: unquantized), and the step that training chose."""
 
-    data: RetrievalSet
-    queries: Floats
-    documents: Floats
-    similarity: Similarity = COSINE
-
-    @staticmethod
-    def of(encoder: Encoder, data: RetrievalSet) -> "Texts":
-        """A set with a model's vectors."""
-        queries = encoder.compared(f"{data.name} queries", "query", data.queries)
-        return Texts(data, queries, encoder.compared(data.name, "passage", data.documents), encoder.similarity)
-
-    def through(self, head: Floats) -> "Texts":
-        """The same after a head, which was trained for cosines."""
-        return Texts(self.data, applied(head, self.queries), applied(head, self.documents))
-
-    def scored(self, codec: Codec | None, quantized_queries: bool) -> Scores:
-        """Its scores where documents, and perhaps queries, are stored by a codec; None: unquantized."""
-        if codec is None:
-            return score(self.data, self.queries, self.documents, self.similarity)
-        queries = codec.restored(self.queries) if quantized_queries else self.queries
-        return score(self.data, queries, codec.restored(self.documents), self.similarity)
+    sets: Sequence[Texts]
+    codec: Codec | None = None
+    step: int | None = None
 
 
 def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: Schedule, widen: int = 1) -> Comparison:
@@ -127,15 +112,6 @@ def evaluate(model: str, data: Sequence[str], pairs: Path, what: str, schedule: 
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A condition's vectors by set, the codec they are stored by (None: unquantized), and the step that training chose."""
-
-    sets: Sequence[Texts]
-    codec: Codec | None = None
-    step: int | None = None
-
-
-@dataclass(frozen=True)
 class _Evaluation:
     """What all conditions share: the model with its pairs, the sets, what is trained and how."""
 
@@ -148,13 +124,17 @@ class _Evaluation:
     def row(self, condition: Condition) -> Row:
         """A condition's row of the table."""
         stored = self._stored(condition)
-        found = self._reference
-        if stored.codec is not None and condition.goal is not None:
-            found = [each.scored(stored.codec, condition.goal.quantized_queries) for each in stored.sets]
+        found, recall = self._reference, (1.0, 1.0)
+        if (codec := stored.codec) is not None and condition.goal is not None:
+            quantized = condition.goal.quantized_queries
+            found = [each.scored(codec, quantized) for each in stored.sets]
+            recall = mean_recall([each.recall(codec, quantized) for each in stored.sets])
         scores = {each.data.name: one.mean("ndcg_at_10") for each, one in zip(self.sets, found, strict=True)}
         average = float(np.mean(list(scores.values())))
         size = stored.codec.bytes if stored.codec else self.sets[0].documents[0].nbytes
-        return Row(condition.name, condition.published, scores, average, *gap(found, self._reference), size, stored.step)
+        return Row(
+            condition.name, condition.published, scores, average, *gap(found, self._reference), *recall, size, stored.step
+        )
 
     @functools.cached_property
     def _reference(self) -> list[Scores]:
@@ -176,7 +156,7 @@ class _Evaluation:
         """The vectors of the head, adapter or model that is trained for a goal."""
         if self.what == "head":
             trained = self.training.head(goal, self.schedule)
-            return _Stored([each.through(trained.weights["head"]) for each in self.sets], trained.codec, trained.step)
+            return _Stored([_through(trained.weights["head"], each) for each in self.sets], trained.codec, trained.step)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             trained = self.training.model(self.what, goal, self.schedule, folder)
@@ -184,9 +164,6 @@ class _Evaluation:
             return _Stored([Texts.of(encoder, each.data) for each in self.sets], trained.codec, trained.step)
 
 
-def gap(found: Sequence[Scores], reference: Sequence[Scores]) -> tuple[float, float, float]:
-    """The mean of NDCG@10, `found` - `reference`, over all queries of several sets that weigh the same; its 95 % interval."""
-    deltas = [ours.per_query["ndcg_at_10"] - its.per_query["ndcg_at_10"] for ours, its in zip(found, reference, strict=True)]
-    total = sum(map(len, deltas))
-    joined = np.concatenate([each * (total / len(deltas) / len(each)) for each in deltas])
-    return float(joined.mean()), *mean_interval(joined)
+def _through(head: Floats, texts: Texts) -> Texts:
+    """A set's vectors after a head, which was trained for cosines."""
+    return Texts(texts.data, applied(head, texts.queries), applied(head, texts.documents))
