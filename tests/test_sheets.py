@@ -55,7 +55,10 @@ def sheets(built: Built, tiny_model: Path) -> dict[str, Sheet]:
     costs = tuple(LayerSensitivity(layer, bits, 0.0123, 0.987) for layer in range(12) for bits in (4, 8))
     types = {f"layer {n} attention": "Q4_0" for n in range(40)}
     inspected = [part for each in inspect(built.folder) for part in tables.inspection_parts(each)]
-    points = (Point("llama.cpp", "Q4_K_M", 21_300_000, 7.32, 0.0112), Point("searched", "", 16_300_000, 5.8, 0.002, 0.0021))
+    points = (
+        Point("llama.cpp", "Q4_K_M", 21_300_000, 7.32, 0.0112, 0.01),
+        Point("searched", "", 16_300_000, 5.8, 0.002, 0.003, 0.0021),
+    )
     shown: dict[str, Sheet | Iterator[Sheet]] = {
         "plan": (tables.plan_table(fmt) for fmt in made),
         "totals": tables.totals_table(made),
@@ -63,7 +66,7 @@ def sheets(built: Built, tiny_model: Path) -> dict[str, Sheet]:
         "verify": tables.verification_tables(_in_languages(found)),
         "compare": tables.compare_table(comparison.compare([built.folder])),
         "map": tables.map_table(ModelMap("tiny", 128, readings, costs, 3, {})),
-        "found": tables.found_table(Found(Path("x.toml"), 1, 5.8, 0.1, 0.1, types)),
+        "found": tables.found_table(Found(Path("x.toml"), 1, 5.8, 0.1, types, 0.1)),
         "frontier": tables.frontier_table(Frontier("tiny", points)),
         "inspect": (part for part in inspected if isinstance(part, Sheet)),
         "publish": publication_table(release.publish(built.folder, "dir:nowhere", dry_run=True)),

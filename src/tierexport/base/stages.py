@@ -16,7 +16,7 @@ from tierexport.base.locks import locked
 
 
 def stage_key(code: str | Sequence[str], *inputs: Any) -> str:
-    """The key of a stage that modules ("tierexport.search.sensitivity") make from JSON-able inputs.
+    """The key of a stage that modules ("tierexport.search.measure") make from JSON-able inputs.
 
     It covers their code and all that they import of tierexport: what other code made is not taken for fresh, and
     what the stage's result can't depend on changes no key.

@@ -21,7 +21,7 @@ from tierexport.model.roles import UNQUANTIZED_ROLE, expand
 from tierexport.recipe.choices import BITS
 from tierexport.recipe.paths import settle_existing
 from tierexport.recipe.schema import Tier
-from tierexport.search.sensitivity import group_bytes, types_of
+from tierexport.search.groups import group_bytes, types_of
 from tierexport.search.stock import STOCK
 from tierexport.search.study import LONGEST_NAME, Study
 
