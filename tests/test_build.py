@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import resource
 import shutil
 import signal
@@ -256,26 +255,26 @@ def test_empty_calibration_texts_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("fails", "megabytes"), [("conversion", 1), ("gguf", 4), ("torchao", 4)])
+@pytest.mark.parametrize(("fails", "megabytes"), [("conversion", 1), ("gguf", 4), ("torchao", 4), ("layers", 0.1)])
 def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(
-    tiny_recipe: Path, tmp_path: Path, fails: str, megabytes: int, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Path, tmp_path: Path, fails: str, megabytes: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit on the size of a file stands for the disk."""
     cache = cache_of_its_own(tmp_path / "cache")
     monkeypatch.setenv("TIEREXPORT_CACHE", str(cache))
-    limit = megabytes << 20
+    limit = int(megabytes * (1 << 20))
     command = [sys.executable, "-m", "tierexport", "build", str(tiny_recipe), "--out", str(tmp_path / "full" / "out")]
     if fails == "conversion":  # a model that nobody has converted yet
         (tiny_recipe.parent / "model" / "config_sentence_transformers.json").write_text('{"prompts": {"query": "find"}}')
     else:
         build(tiny_recipe, tmp_path / "first")
-        command += ["--set", f'formats=["{fails}"]', "--set", "tiers.embeddings.bits=32"]
+        command += ["--set", f'formats=["{fails.replace("layers", "gguf")}"]', "--set", "tiers.embeddings.bits=32"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
-    assert re.search("no space left|can't be written", done.stderr)
+    assert "no space left" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "full").glob("*"))
     assert not list(cache.rglob("*.partial"))

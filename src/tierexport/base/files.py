@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tierexport.base.errors import MachineError
+from tierexport.base.errors import MachineError, TierexportError
 from tierexport.base.sizes import shown_size
 
 _CANT_WRITE = (
@@ -35,10 +35,12 @@ def writing(target: Path) -> Iterator[None]:
     """Turn the errors of a full disk or a forbidden folder into a MachineError that names `target`."""
     try:
         yield
-    except OSError as error:
-        if tells_of_full_disk(str(error)) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except TierexportError:
+        raise
+    except Exception as error:  # safetensors' are no OSError
+        if tells_of_full_disk(str(error)) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MachineError(f"no space left while writing {target}: free some and run again") from error
-        if error.errno in _CANT_WRITE or _missing_above(error, target):
+        if isinstance(error, OSError) and (error.errno in _CANT_WRITE or _missing_above(error, target)):
             raise MachineError(f"can't write {target}: {error.strerror}; choose another folder") from error
         raise
 

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from tierexport.base.errors import MachineError
-from tierexport.base.files import write_json, write_whole
+from tierexport.base.files import write_json, write_whole, writing
 from tierexport.base.records import Floats
 from tierexport.formats.job import Job, Progress
 from tierexport.formats.torchao.convert import config_of, declare, pattern, quantize, to_half
@@ -95,10 +93,8 @@ def _save(model: Any, settings: TorchaoSettings, folder: Path) -> None:
     """
     transformer = model.transformers_model
     transformer.save_pretrained = functools.partial(transformer.save_pretrained, save_original_format=False)
-    try:
+    with writing(folder):
         model.save_pretrained(str(folder), create_model_card=False)
-    except SafetensorError as error:
-        raise MachineError(f"{folder} can't be written: {error}") from error
     state_dtype(folder, "bfloat16" if settings.layout == "packed" else "float32")
     tidy(folder)
 
