@@ -103,12 +103,12 @@ def test_every_setting_fills_its_bytes_and_no_more(size: int) -> None:
 
 def test_what_is_found_is_among_the_best_of_all_settings() -> None:
     some = texts(200, 800)
-    trials = codecs._tried([some], some.documents, "cosine", 12, False)
-    best = codecs._best(trials, 12, 1)[0]
-    every = [fitted(some.documents, settings, "cosine") for settings in codecs._settings(32, 12)]
+    trials = codecs._tried([some], some.documents, "cosine", 3, False)
+    best = codecs._best(trials, 3, 1)[0]
+    every = [fitted(some.documents, settings, "cosine") for settings in codecs._settings(32, 3)]
     scores = [some.scored(codec, True).mean("ndcg_at_10") for codec in every]
     assert max(scores) > min(scores) + 0.1
-    assert codecs._ndcg([some], best) > max(scores) - 0.03
+    assert codecs._ndcg([some], best) > max(scores) - 0.05
 
 
 def test_a_search_writes_a_codec_and_a_picture(tiny_model: Path, tmp_path: Path) -> None:
