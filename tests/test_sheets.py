@@ -116,9 +116,16 @@ def _starts(name: str, sheet: Sheet, rows: list[list[str]], lines: list[str]) ->
     start = -1
     for row in rows:
         keys = row[: sheet.keys]
-        start = next((n for n in range(start + 1, len(lines)) if all(key in lines[n] for key in keys)), -1)
+        start = next((n for n in range(start + 1, len(lines)) if _names(sheet, keys, lines[n])), -1)
         assert start >= 0, (name, keys, lines)
         yield start
+
+
+def _names(sheet: Sheet, keys: list[str], line: str) -> bool:
+    """Whether a line begins with what a row is; lines of values are indented, but for numbers that stand to the right."""
+    indented = line.startswith("  ") and sheet.names[0] not in sheet.right
+    begins = line.strip().startswith((keys[0], f"{sheet.names[0]} {keys[0]}"))
+    return begins and not indented and all(key in line for key in keys)
 
 
 def test_wide_terminals_get_tables_and_narrow_ones_rows_of_values(sheets: dict[str, Sheet]) -> None:
