@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from tierexport.artifact.verdicts import Verification
     from tierexport.formats.inspection import Inspection
-    from tierexport.pipeline import Build, Quantized
+    from tierexport.pipeline import Build
     from tierexport.publish.publication import Publication
+    from tierexport.quantizing import Quantized
 
 __version__ = "0.1.0"
 
@@ -59,7 +60,7 @@ def quantize(
     can't be told from fp32's. `texts` are calibrated on, `data` scored; `base_model` is what a model in a folder or in memory
     was made from. The artifact folder is `out`, or artifacts/MODEL-TIER_SIZE. It is published only if all gates hold.
     """
-    from tierexport import pipeline
+    from tierexport import quantizing
     from tierexport.base.sizes import parse_size
     from tierexport.model.given import kept
     from tierexport.search.request import Request
@@ -75,7 +76,7 @@ def quantize(
         tuple(map(str, data)),
         base_model,
     )
-    (made,), _ = pipeline.quantize([asked], Path(out) if out else None, push, create_pr)
+    (made,), _ = quantizing.quantize([asked], Path(out) if out else None, push, create_pr)
     return made
 
 

@@ -1,7 +1,6 @@
 """The order of the stages. Read this after `base/records.py`: it is the whole program on one page."""
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +11,14 @@ import tomli_w
 from tierexport.artifact.folder import CODEC, ENTRANCE, IMATRIX, RECIPE, proven_files
 from tierexport.artifact.manifest import MANIFEST, Manifest, read_manifest
 from tierexport.artifact.verdicts import Conversion, Verification
-from tierexport.base.errors import ArtifactError, InputError
+from tierexport.base.errors import ArtifactError
 from tierexport.base.files import check_room, write_whole
 from tierexport.base.locks import locked
-from tierexport.base.outputs import building, check_replaceable
+from tierexport.base.outputs import building
 from tierexport.base.progress import note, stage
-from tierexport.base.records import NO_IMATRIX, Imatrix, Source
+from tierexport.base.records import NO_IMATRIX, Imatrix
 from tierexport.base.registry import FORMATS
 from tierexport.base.stages import Stages
-from tierexport.datasets.calibration import text_set
 from tierexport.formats import formats_of
 from tierexport.formats.export import export, layers_done
 from tierexport.formats.gguf.imatrix import portable_bytes
@@ -31,25 +29,19 @@ from tierexport.model.reference import Reference
 from tierexport.model.sketch import opened_or_sketched
 from tierexport.model.source import open_source
 from tierexport.model.weights import check_finite
-from tierexport.publish.publication import Publication
-from tierexport.publish.release import check_place
-from tierexport.publish.several import publish
 from tierexport.recipe.gates import check_measured
 from tierexport.recipe.overrides import slug_of
 from tierexport.recipe.plan import Plan, make_plan
-from tierexport.recipe.read import load_document, read_recipe
+from tierexport.recipe.read import read_recipe
 from tierexport.recipe.schema import Recipe, VerifySettings
 from tierexport.recipe.sharing import share
 from tierexport.report.comparison import Compared, compare
 from tierexport.report.manifest import Outcome, describe
 from tierexport.report.pictures import codecs_picture, compare_picture, frontier_picture, kind_of, map_picture
-from tierexport.report.summary import summary
 from tierexport.report.written import write_reports
 from tierexport.search import codecs, find, frontier, mapping
 from tierexport.search.found import Found, FoundCodec, Frontier
 from tierexport.search.layer_map import ModelMap
-from tierexport.search.request import Request, smallest_file, tag_of
-from tierexport.search.study import Study
 from tierexport.vectors.codecs import Codec
 from tierexport.vectors.encoder import output_codec
 from tierexport.vectors.storage import read_codec, write_codec
@@ -240,75 +232,6 @@ def _built(found: Found, *overrides: str) -> tuple[Found, Build]:
     fidelity = next((each.fidelity for each in done.verification.verdicts if each.fidelity and not each.vectors), None)
     loss = 1 - fidelity.cos_mean if fidelity else None
     return replace(found, bytes=artifact.bytes, stored_bits=artifact.stored_bits, measured=loss), done
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """What `quantize` left behind: what the search found, and what was built of it."""
-
-    found: Found
-    build: Build
-
-    @property
-    def summary(self) -> str:
-        """Sizes, factor, cosine and retrieval in one sentence."""
-        return summary(self.build.manifest, self.build.verification)
-
-    def as_json(self) -> dict[str, Any]:
-        """As `quantize --json` prints it."""
-        searched = {"predicted": self.found.predicted, "measured": self.found.measured, "types": dict(self.found.types)}
-        return {"summary": self.summary, "searched": searched, **self.build.as_json()}
-
-
-def quantize(
-    requests: Sequence[Request], out: Path | None = None, push: str | None = None, create_pr: bool = False
-) -> tuple[tuple[Quantized, ...], Publication | None]:
-    """Search, build and verify each size of a model and, where `push` names a place and all passed, publish them together.
-
-    `out` is the folder of the artifact or, of several, holds a folder for each. Everything that is asked for is checked before
-    anything is measured. Raises InputError or MachineError, having left nothing behind; artifacts that were built stay.
-    """
-    if push and len(requests) > 1 and len(requests[0].formats) > 1:
-        raise InputError("a repository of several sizes holds GGUFs alone: leave out the other formats, or --push")
-    study = Study(requests[0].model)
-    _check_texts(requests[0], study.source)
-    if push:
-        check_place(push, create_pr)
-    budgets = [each.budget(study) for each in requests]
-    if len({tag_of(budget) for budget in budgets}) < len(budgets):
-        raise InputError("two of the sizes would have the same name: name sizes that differ in three digits")
-    places = [_place(study, budget, out, len(budgets) > 1) for budget in budgets]
-    for budget, place in zip(budgets, places, strict=True):
-        check_replaceable(place)
-        check_room(place, budget or smallest_file(study))
-    done = tuple(_quantized(*each, study.source) for each in zip(requests, budgets, places, strict=True))
-    passed = all(each.build.verification.passed for each in done)
-    return done, publish(places, push, create_pr=create_pr) if push and passed else None
-
-
-def _place(study: Study, budget: int, out: Path | None, several: bool) -> Path:
-    if out is None:
-        return Path("artifacts") / f"{study.source.name}-{tag_of(budget)}"
-    return out / tag_of(budget) if several else out
-
-
-def _quantized(asked: Request, budget: int, out: Path, source: Source) -> Quantized:
-    """Search within a budget of bytes, or for the smallest where that is 0, and build what is found."""
-    with tempfile.TemporaryDirectory() as scratch:
-        recipe = Path(scratch) / f"{tag_of(budget)}.toml"
-        if budget:
-            found = find.search(asked.model, None, budget, recipe)
-        else:
-            found = find.search_lossless(asked.model, asked.data[0], recipe)
-        write_whole(recipe, tomli_w.dumps(asked.completed(load_document(recipe), source)))
-        return Quantized(found, build(recipe, out))
-
-
-def _check_texts(asked: Request, source: Source) -> None:
-    """Raises DataError for texts or retrieval sets that can't be used."""
-    with stage("Checking the inputs"):
-        text_set(asked.texts or "builtin", languages_of(source))
-        read_material(VerifySettings(asked.data))
 
 
 def map_model(model: str, picture: Path) -> ModelMap:

@@ -44,7 +44,7 @@ def quantize(
 
     Without --size, --bits and --like it is the smallest whose retrieval can't be told from fp32's.
     """
-    from tierexport import pipeline
+    from tierexport import quantizing
     from tierexport.base.sizes import parse_size
     from tierexport.report import tables
     from tierexport.search.request import Request
@@ -53,7 +53,7 @@ def quantize(
         raise click.UsageError("name --size or --sizes, not both")
     named = [parse_size(each) for each in (size or sizes or "").split(",")] if size or sizes else [None]
     more = (bits, like, tuple(formats.split(",")), texts, data or ("builtin",), base_model)
-    made, published = pipeline.quantize([Request(model, each, *more) for each in named], out, push, create_pr)
+    made, published = quantizing.quantize([Request(model, each, *more) for each in named], out, push, create_pr)
     say(made[0].build.manifest.model.note)
     if as_json:
         publication = published and published.as_json()
