@@ -182,7 +182,7 @@ def test_codecs_of_a_dot_product_model_keep_lengths(dot: Built, dot_model: Path)
 
 def test_the_lossless_search_judges_by_dot(dot_model: Path) -> None:
     source, data = open_source(str(dot_model)), read_beir(BUILTIN / "retrieval")
-    judge = RetrievalJudge(open_model(source), source, data)
+    judge = RetrievalJudge(open_model(source), source, [data])
     assert judge.reference.mean() == pytest.approx(by_the_models_own(dot_model, data)[0], abs=1e-5)
 
 

@@ -219,10 +219,9 @@ def search(model: str, bits: float | None, size: int | None, out: Path | None) -
     return _built(find.search(model, bits, size, out))
 
 
-def search_lossless(model: str, data: str | None, out: Path | None) -> tuple[Found, Build]:
-    """Find the smallest recipe that retrieval on `data`, or the built-in set, can't tell from fp32, build and verify it."""
-    name = data or "builtin"
-    return _built(find.search_lossless(model, name, out), f"verify.data={json.dumps([name])}")
+def search_lossless(model: str, data: Sequence[str], loss: float, out: Path | None) -> tuple[Found, Build]:
+    """Find the smallest recipe that retrieval on `data` shows to lose less than `loss` (`search.find`), build and verify it."""
+    return _built(find.search_lossless(model, data, loss, out), f"verify.data={json.dumps(list(data))}")
 
 
 def _built(found: Found, *overrides: str) -> tuple[Found, Build]:

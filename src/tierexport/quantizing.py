@@ -86,7 +86,7 @@ def _quantized(asked: Request, budget: int, out: Path, source: Source) -> Quanti
         if budget:
             found = find.search(asked.model, None, budget, recipe)
         else:
-            found = find.search_lossless(asked.model, asked.data[0], recipe)
+            found = find.search_lossless(asked.model, asked.data, find.LOSS, recipe)
         write_whole(recipe, tomli_w.dumps(asked.completed(load_document(recipe), source)))
         return Quantized(found, build(recipe, out))
 

@@ -209,22 +209,28 @@ def map_layers(model: str, picture: Path, as_toml: bool, as_json: bool) -> None:
 @model_argument
 @click.option("--bits", type=click.FloatRange(0, min_open=True), help="Budget: stored bits per parameter, of the whole file.")
 @click.option("--bytes", "size", type=click.IntRange(1), help="Budget: bytes of the whole file.")
-@click.option("--lossless", is_flag=True, help="The smallest file whose retrieval can't be told from fp32's, on --data.")
+@click.option("--lossless", is_flag=True, help="The smallest file whose retrieval on --data is shown to lose less than --loss.")
+@click.option("--loss", type=click.FloatRange(0, 1, min_open=True), help="Of --lossless: NDCG@10 to lose at most; 0.005.")
 @click.option("--frontier", is_flag=True, help="Draw bytes against loss instead, beside llama.cpp's own types.")
-@click.option("--data", metavar="SET", help="Of --lossless: a BEIR folder or ORG/NAME; the built-in set if not given.")
+@click.option(
+    "--data", multiple=True, metavar="SET", help="Of --lossless: BEIR folders or ORG/NAMEs; if none, the built-in set."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Recipe to write; MODEL-BUDGET.toml if not given.")
 @click.option("--picture", type=click.Path(path_type=Path), default="frontier.svg", show_default=True, help="Of --frontier.")
 @json_option
 def search(
-    model: str, bits: float | None, size: int | None, lossless: bool, frontier: bool, data: str | None, out: Path | None,
-    picture: Path, as_json: bool,
+    model: str, bits: float | None, size: int | None, lossless: bool, loss: float | None, frontier: bool, data: tuple[str, ...],
+    out: Path | None, picture: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Find the recipe of the least loss for MODEL within a budget; write it, build it, verify it."""
     from tierexport import pipeline
     from tierexport.report import tables
+    from tierexport.search.find import LOSS
 
     if (bits is not None) + (size is not None) + lossless + frontier != 1:
         raise click.UsageError("name one of --bits, --bytes, --lossless and --frontier")
+    if (loss is not None or data) and not lossless:
+        raise click.UsageError("--loss and --data say what --lossless is: name it, too")
     if frontier:
         drawn = pipeline.draw_frontier(model, picture)
         if as_json:
@@ -234,7 +240,7 @@ def search(
             click.echo(f"drawn to {picture}")
         return
     if lossless:
-        found, built = pipeline.search_lossless(model, data, out)
+        found, built = pipeline.search_lossless(model, data or ("builtin",), loss or LOSS, out)
     else:
         found, built = pipeline.search(model, bits, size, out)
     if as_json:

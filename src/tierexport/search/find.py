@@ -1,10 +1,11 @@
-"""Finds the recipe of the least loss under a budget, or the smallest whose retrieval is not significantly below fp32's."""
+"""Finds the recipe of the least loss under a budget, or the smallest whose retrieval is shown to lose less than a limit."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tierexport.base.errors import RecipeError
-from tierexport.base.progress import stage
+from tierexport.base.progress import note, stage
 from tierexport.datasets.beir import read_retrieval_set
 from tierexport.model.description import FILE_NAME
 from tierexport.search.found import Found
@@ -13,6 +14,9 @@ from tierexport.search.study import MARK, Study, types_in
 
 TOLERANCE = 0.01
 """Share of the size at which the search for the smallest ends."""
+
+LOSS = 0.005
+"""The loss of NDCG@10 that the smallest recipe's interval has to exclude, where none is named."""
 
 
 def search(model: str, bits: float | None, size: int | None, out: Path | None) -> Found:
@@ -29,23 +33,32 @@ def search(model: str, bits: float | None, size: int | None, out: Path | None) -
     return study.best(size or int((bits or 0) * study.parameters / 8), out)
 
 
-def search_lossless(model: str, data: str, out: Path | None) -> Found:
-    """The smallest recipe whose NDCG@10 on a retrieval set is not significantly below fp32's: the 95 % interval reaches zero.
+def search_lossless(model: str, data: Sequence[str], loss: float, out: Path | None) -> Found:
+    """The smallest recipe for which the 95 % interval of its NDCG@10 less fp32's excludes a loss of `loss`.
 
-    `data` names the set. Sizes are halved until 1 % is left, which
-    supposes that a larger budget is never worse. Raises InputError.
+    `data` names retrieval sets, whose queries are taken together. Sizes are halved until 1 % is left, which supposes that a
+    larger budget is never worse; each is rounded as a build would. What more queries would allow is noted. Raises InputError.
     """
     study = Study(model)
     out = out or Path(f"{study.source.name}-lossless.toml")
     _check_replaceable(out)
-    judge = RetrievalJudge(study.trial.model, study.source, read_retrieval_set(data))
-    low, high = study.smallest, study.largest
+    judge = RetrievalJudge(study.trial.model, study.source, [read_retrieval_set(each) for each in data])
+    low, high, wanting = study.smallest, study.largest, None
     with stage("Halving the budget") as running:
         while high - low > high * TOLERANCE:
             middle = (low + high) // 2
             running.say(f"Trying {8 * middle / study.parameters:.2f} bits")
             _, rounded = study.as_built(study.plan(types_in(study.within(middle)), "trial"))
-            low, high = (low, middle) if judge.indistinct(rounded) else (middle, high)
+            found = judge.difference(rounded)
+            if found.ci_low > -loss:
+                high = middle
+            else:
+                low, wanting = middle, judge.queries_for(loss, found)
+    if wanting:
+        note(
+            f"{len(judge.reference)} queries can't exclude a loss of {loss:g} at {8 * low / study.parameters:.2f} bits; about "
+            f"{wanting} might"
+        )
     return study.best(high, out)
 
 

@@ -33,7 +33,7 @@ SMALLEST = "TIER_LOSSLESS"
 class Request:
     """A model, and how large its GGUF may be: `size` bytes, `bits` per parameter of the whole file, or no more than
     llama-quantize's file of the type `like`. Of the three one is named, or none: then it is the smallest whose retrieval on
-    `data` is not significantly below fp32's.
+    `data` is shown to lose less than `find.LOSS`.
 
     `texts` are calibrated on, `data` are retrieval sets to score; of each the built-in ones, where none are named.
     """
