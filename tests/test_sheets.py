@@ -4,6 +4,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -124,7 +125,7 @@ def _starts(name: str, sheet: Sheet, rows: list[list[str]], lines: list[str]) ->
 def _names(sheet: Sheet, keys: list[str], line: str) -> bool:
     """Whether a line begins with what a row is; lines of values are indented, but for numbers that stand to the right."""
     indented = line.startswith("  ") and sheet.names[0] not in sheet.right
-    begins = line.strip().startswith((keys[0], f"{sheet.names[0]} {keys[0]}"))
+    begins = re.match(rf"({re.escape(sheet.names[0])} )?{re.escape(keys[0])}([\s,]|$)", line.strip()) is not None
     return begins and not indented and all(key in line for key in keys)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 TOKENS = 4096
-"""Tokens whose gradients are taken; four times as many gained nothing (docs/log.md)."""
+"""Tokens whose gradients are taken: several for each direction of a row."""
 
 BATCH_TOKENS = 512
 """Padded tokens per batch: all activations of a batch are kept for its gradients."""
@@ -115,7 +115,8 @@ def _codes(target: Target, metric: torch.Tensor) -> dict[str, Codes]:
         return {}
     weight = torch.from_numpy(target.values()).to(metric)
     (codes,) = round_matrices([Request(weight, curvature, target.grid)])
-    ours, nearest = (_loss(weight, each, metric) for each in (codes.values(), torch.from_numpy(target.nearest())))
+    ours = _loss(weight, codes.values(), metric)  # one after the other: each takes as much memory as the table
+    nearest = _loss(weight, torch.from_numpy(target.nearest()), metric)
     return {target.tensor.name: codes} if ours < nearest else {}
 
 
