@@ -413,7 +413,8 @@ def test_places_with_nothing_or_too_much_are_refused(tmp_path: Path) -> None:
         inspect(tmp_path)
 
 
-def test_the_map_is_read_without_colours(base_gguf: Path) -> None:
+def test_the_map_is_read_without_colours(base_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     shown = run("inspect", base_gguf).stdout
     rows = [line.split() for line in shown.splitlines() if line.strip()]
     head = next(row for row in rows if row[:1] == ["layer"])

@@ -116,7 +116,7 @@ def test_build_and_verify(tiny_model: Path, tmp_path: Path) -> None:
         (lambda: tierexport.quantize("all-MiniLM-L6-v2", "16"), "'16' is no size"),
         (lambda: tierexport.build(RECIPES / "none.toml"), "can't read the recipe"),
         (lambda: tierexport.verify("x.gguf"), "name its fp32 model with --model"),
-        (lambda: tierexport.inspect("/no/such/file"), "is neither a GGUF file"),
+        (lambda: tierexport.inspect("/no/such/file"), "can't read /no/such/file"),
         (lambda: tierexport.publish("/no/such/folder", "dir:x"), "can't read"),
         (lambda: tierexport.load("/no/such/file"), "is neither a GGUF file"),
     ],

@@ -53,8 +53,8 @@ def test_the_figures_are_those_of_the_loaded_file_and_the_codec(stored: Built) -
     codec, _ = read_codec(stored.folder / "codec.safetensors")
     queries, documents = model.encode_query(list(data.queries)), model.encode_document(list(data.documents))
     signs = np.unpackbits(codec.encode(documents), axis=1) * 2.0 - 1  # the independent way back from the bits
-    weights = codec.high - codec.low
-    expected = score(data, queries, (signs * weights).astype(np.float32)).mean("ndcg_at_10")
+    middle, quarter = (codec.high + codec.low) / 2, (codec.high - codec.low) / 4
+    expected = score(data, queries, (middle + signs * quarter).astype(np.float32)).mean("ndcg_at_10")
     (judged,) = rows(stored.folder)[1]["retrieval"]
     assert judged["ndcg_at_10"] == pytest.approx(expected, abs=2e-3)
     assert judged["reference_ndcg_at_10"] == rows(stored.folder)[0]["retrieval"][0]["reference_ndcg_at_10"]

@@ -74,13 +74,15 @@ def table_metrics(model: "SentenceTransformer", texts: Sequence[Text], names: Co
     factor, which changes no code. `model`: in fp32; its parameters ask for no gradients from now on.
     """
     model.requires_grad_(False)
-    looked_up, tables = _LookedUp(model), {name: table for name, table in _tables(model).items() if name in names}
+    looked_up, tables = _LookedUp(model), _tables(model)
     with ExitStack() as stack, torch.enable_grad():
-        for name, module in tables.items():
-            stack.callback(module.register_forward_hook(partial(looked_up.watch, name)).remove)
+        for name in names:
+            for module in tables.values():
+                if module.weight is tables[name].weight:  # T5 has two modules with one table
+                    stack.callback(module.register_forward_hook(partial(looked_up.watch, name)).remove)
         every = batches(model, prompted(model.prompts, within(model, texts, TOKENS)), budget=BATCH_TOKENS)
         parts = [part for found in on_cores(looked_up.moments, enumerate(every)) for part in found]
-    sums = {name: [each for of, each in parts if of == name] for name in tables}
+    sums = {name: [each for of, each in parts if of == name] for name in names}
     return {name: torch.stack(each).mean(0).float() for name, each in sums.items() if each}
 
 
@@ -102,6 +104,8 @@ class _LookedUp:
         number, batch = numbered
         self._here.rows = []
         pooled = self._model(dict(batch.features))["sentence_embedding"].float()
+        if not self._here.rows:
+            return []
         directions = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(number)).to(pooled)
         names, rows = zip(*self._here.rows, strict=True)
         gradients = torch.autograd.grad((torch.nn.functional.normalize(pooled) * directions).sum(), rows)

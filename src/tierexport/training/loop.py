@@ -4,6 +4,7 @@ Adam (Kingma and Ba 2015, arXiv 1412.6980) with a linear warm-up over WARM steps
 losses.py. The result is the checkpoint with the best NDCG@10 on pairs that are not trained on.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -125,9 +126,11 @@ class _Run:
         return order[number % per_epoch * batch :][:batch]
 
     def fitted(self, count: int) -> Codec:
-        """A codec with bounds for what the weights make of so many training passages."""
+        """A codec with bounds for what the weights make of so many training passages; its signs are those that other programs
+        read, whatever the mean.
+        """
         some = _spread(np.unique(self._pairs.passage[self._rows]), count)
-        codec = fit(self._unit("passage", some), self._goal.level, self._goal.scaling)
+        codec = fit(self._unit("passage", some), self._goal.level, self._goal.scaling, far=math.inf)
         return replace(codec, asymmetric=not self._goal.quantized_queries)
 
     def _unit(self, kind: str, rows: Rows) -> Floats:

@@ -76,6 +76,7 @@ def fit(
     rotation: Floats | None = None,
     similarity: str = "cosine",
     dimensions: int | None = None,
+    far: float = FAR,
 ) -> Codec:
     """A codec whose bounds come from two vectors or more, float32 (vectors, dimensions), in batches of about BATCH.
 
@@ -84,7 +85,8 @@ def fit(
 
     "minmax": from least to greatest. "rolling": around the moving mean, by so many moving standard deviations as suit a
     normal distribution. "clip": as "rolling", by the multiple that gives the least squared error on these vectors, one for
-    all dimensions. binary's border is the middle of the range, so its ranges and trinary's lie around zero, if that is near.
+    all dimensions. binary's border is the middle of the range, so its ranges and trinary's lie around zero, unless the mean
+    is `far` from it, in standard deviations.
     "quantile": cells of equal shares of the vectors. "lloyd": cells of the least squared error.
     Raises VectorError.
     """
@@ -103,10 +105,10 @@ def fit(
     if per_vector:  # one range for all dimensions, since a vector has one scale
         found = _overall(found)
     if scaling == "minmax":
-        return _bounded(plain, *_extremes(found, level))
+        return _bounded(plain, *_extremes(found, level, far))
     if scaling == "rolling":
-        return _bounded(plain, *_around(found, level, 1.0))
-    tried = [_bounded(plain, *_around(found, level, factor)) for factor in TRIED_SPREADS]
+        return _bounded(plain, *_around(found, level, far, 1.0))
+    tried = [_bounded(plain, *_around(found, level, far, factor)) for factor in TRIED_SPREADS]
     return min(tried, key=lambda codec: _error(codec, prepared))
 
 
@@ -156,25 +158,25 @@ def _overall(found: Moments) -> Moments:
     return Moments(low, high, mean, spread)
 
 
-def _extremes(found: Moments, level: str) -> tuple[Doubles, Doubles]:
+def _extremes(found: Moments, level: str, far: float) -> tuple[Doubles, Doubles]:
     """Least and greatest value, or for levels of few cells the greatest distance on both sides of the middle."""
     if CELLS[level] > FEW_CELLS:
         return found.low, found.high
-    middle = _middle(found, level)
+    middle = _middle(found, level, far)
     half = np.maximum(middle - found.low, found.high - middle)
     return middle - half, middle + half
 
 
-def _around(found: Moments, level: str, factor: float) -> tuple[Doubles, Doubles]:
+def _around(found: Moments, level: str, far: float, factor: float) -> tuple[Doubles, Doubles]:
     """So many times SPREADS around the middle."""
-    middle = _middle(found, level)
+    middle = _middle(found, level, far)
     half = SPREADS[level] * factor * np.sqrt(np.square(found.deviation) + np.square(found.mean - middle))
     return middle - half, middle + half
 
 
-def _middle(found: Moments, level: str) -> Doubles:
+def _middle(found: Moments, level: str, far: float) -> Doubles:
     """Where ranges have their middle: the mean, or for levels of few cells zero, unless the mean is far from it."""
-    near = (CELLS[level] <= FEW_CELLS) & (np.abs(found.mean) < FAR * found.deviation)
+    near = (CELLS[level] <= FEW_CELLS) & (np.abs(found.mean) <= far * found.deviation)
     return np.where(near, 0, found.mean)
 
 
