@@ -176,7 +176,7 @@ def _around(found: Moments, level: str, far: float, factor: float) -> tuple[Doub
 
 def _middle(found: Moments, level: str, far: float) -> Doubles:
     """Where ranges have their middle: the mean, or for levels of few cells zero, unless the mean is far from it."""
-    near = (CELLS[level] <= FEW_CELLS) & (np.abs(found.mean) <= far * found.deviation)
+    near = (CELLS[level] <= FEW_CELLS) & (np.abs(found.mean) / far <= found.deviation)
     return np.where(near, 0, found.mean)
 
 
