@@ -75,30 +75,28 @@ def unpack(codes: Bytes, level: str, dimensions: int) -> Bytes:
 
 def _joined(numbers: Bytes, level: str) -> Bytes:
     """The bits of numbers one after another, uint8, in whole groups of bytes that begin with a number."""
-    bits, (count, size) = BITS[level], _SHARE[level]
+    count, size = _SHARE[level]
+    return _regrouped(numbers, (count, BITS[level]), (size, 8))
+
+
+def _split(codes: Bytes, level: str) -> Bytes:
+    """The numbers in the bytes of `_joined`, uint8, at least as many as went in."""
+    count, size = _SHARE[level]
+    return _regrouped(codes, (size, 8), (count, BITS[level]))
+
+
+def _regrouped(numbers: Bytes, given: tuple[int, int], wanted: tuple[int, int]) -> Bytes:
+    """Numbers of so many bits, (count, bits) at a time, cut into others of other widths that have as many bits together."""
+    (count, bits), (pieces, wide) = given, wanted
     filled = _filled(numbers, count)
     groups = filled.reshape(len(filled), filled.shape[1] // count, count)
     words = np.zeros(groups.shape[:2], np.uint32)
     for place in range(count):
         words |= groups[:, :, place].astype(np.uint32) << np.uint32(bits * place)
-    found = np.empty((*words.shape, size), np.uint8)
-    for place in range(size):
-        found[:, :, place] = words >> np.uint32(8 * place) & np.uint32(255)
-    return found.reshape(len(found), words.shape[1] * size)
-
-
-def _split(codes: Bytes, level: str) -> Bytes:
-    """The numbers in the bytes of `_joined`, uint8, at least as many as went in."""
-    bits, (count, size) = BITS[level], _SHARE[level]
-    filled = _filled(codes, size)
-    groups = filled.reshape(len(filled), filled.shape[1] // size, size)
-    words = np.zeros(groups.shape[:2], np.uint32)
-    for place in range(size):
-        words |= groups[:, :, place].astype(np.uint32) << np.uint32(8 * place)
-    found = np.empty((*words.shape, count), np.uint8)
-    for place in range(count):
-        found[:, :, place] = words >> np.uint32(bits * place) & np.uint32((1 << bits) - 1)
-    return found.reshape(len(found), words.shape[1] * count)
+    found = np.empty((*words.shape, pieces), np.uint8)
+    for place in range(pieces):
+        found[:, :, place] = words >> np.uint32(wide * place) & np.uint32((1 << wide) - 1)
+    return found.reshape(len(found), words.shape[1] * pieces)
 
 
 def _filled(numbers: Bytes, multiple: int) -> Bytes:
