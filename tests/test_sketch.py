@@ -77,6 +77,18 @@ def test_minilm_s_description_plans_what_its_files_do(minilm: Source, monkeypatc
 
 
 @pytest.mark.usefixtures("_offline")
+def test_a_model_of_a_hub_finds_its_description() -> None:
+    by_id, by_name = describe("intfloat/e5-small-v2", Path()), describe("e5-small-v2", Path())
+    assert by_id.prompts == by_name.prompts == {"query": "query: ", "document": "passage: "}
+    assert (by_id.revision, by_id.pooling) == (None, "mean")
+    assert describe("intfloat/e5-small-v2@main", Path()).source == "intfloat/e5-small-v2@main"
+    assert describe("sentence-transformers/all-MiniLM-L6-v2", Path()).config == describe("all-MiniLM-L6-v2", Path()).config
+    assert describe("intfloat/e5-small", Path()).prompts == {}
+    made = pipeline.plan(RECIPES / "int8.toml", ("model=intfloat/e5-small-v2",))
+    assert made.source.sketched and made.source.name == "e5-small-v2"
+
+
+@pytest.mark.usefixtures("_offline")
 def test_a_plan_says_that_it_is_made_from_the_description(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

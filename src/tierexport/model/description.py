@@ -1,7 +1,7 @@
 """What `models/NAME.toml` says of a model, and what else a user may name one by."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,20 +65,33 @@ _DESCRIPTION = TypeAdapter(Description)
 def describe(model: str, folder: Path) -> Description:
     """What is known of a model before its files are opened. `folder`: where relative paths start.
 
-    Raises SourceError when `model` is nothing that a source can be.
+    A model of a hub that a file in `models/` describes is known by that, at the revision that the user names. Raises
+    SourceError when `model` is nothing that a source can be.
     """
     if (folder / model).is_dir():
         return Description(source=str((folder / model).resolve()))
-    if model.startswith("pypi:") or is_hub_id(model):
+    if model.startswith("pypi:"):
         return Description(source=model)
     places = (shipped("models"), Path("models"), folder / "models")
     listed = {path.stem: path for place in places for path in place.glob("*.toml")}
+    if is_hub_id(model):
+        return replace(_description_of(model.partition("@")[0], listed.values()), source=model, revision=None)
     if model in listed:
         return _read_description(listed[model])
     raise SourceError(
         f"there is no model {model!r}: it is no folder, no ORG/NAME of a hub, no pypi:PACKAGE, and not described in models/"
         f"{nearest(model, sorted(listed))}"
     )
+
+
+def _description_of(repository: str, files: Iterable[Path]) -> Description:
+    """What the file says that describes this repository, ORG/NAME of a hub; else that it is one. Raises SourceError."""
+    for path in files:
+        if repository in path.read_text("utf-8", "replace"):
+            known = _read_description(path)
+            if repository in (known.source, known.base_model):
+                return known
+    return Description(source=repository)
 
 
 def _read_description(path: Path) -> Description:
