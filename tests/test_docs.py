@@ -52,8 +52,34 @@ def test_files_of_the_code_that_are_named_are_there(page: Path) -> None:
     assert not {each for each in named if not any((root / each).exists() for root in (ROOT, ROOT / "src/tierexport"))}
 
 
-def test_the_readme_s_recipe_is_a_recipe() -> None:
+def test_the_readme_s_first_screen_says_what_for_whom_why_and_what_to_try() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) < 120
+    first = text.partition("\n## ")[0]
+    order = [
+        "prove what the small one is worth",
+        "docs/frontier.svg",
+        "\ntierexport quantize ",
+        "It is for",
+        "Why not llama-quantize?",
+    ]
+    places = [first.index(each) for each in order]
+    assert places == sorted(places)
+    assert len(first.splitlines()) < 25
+
+
+def test_sections_that_are_linked_are_there() -> None:
+    for page in PAGES:
+        for target, section in re.findall(r"\]\(([^)#\s]*)#([^)]+)\)", page.read_text("utf-8")):
+            if not target.startswith("http"):
+                other = (page.parent / target).resolve() if target else page
+                titles = re.findall(r"^#+ (.*)$", other.read_text("utf-8"), re.M)
+                named = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert section in named, (page.name, target, section)
+
+
+def test_the_recipe_of_the_recipe_reference_is_one() -> None:
     import tomllib
 
-    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/recipes.md").read_text("utf-8"), re.S)
     assert parse_recipe(tomllib.loads(text), ROOT).name == "three_tier"

@@ -202,7 +202,7 @@ class TorchaoSettings:
     __pydantic_config__ = CHECKED
 
     layout: Annotated[
-        str, one_of(LAYOUTS), Key(" or ".join(LAYOUTS), "how 4-bit values are stored (see the README)")
+        str, one_of(LAYOUTS), Key(" or ".join(LAYOUTS), "how 4-bit values are stored ([below](#torchaos-layouts))")
     ] = LAYOUTS[0]  # fmt: skip
     group_size: Annotated[
         int, Strict(), one_of(GROUP_SIZES), Key(f"one of {_words(GROUP_SIZES)}", "values per scale at 4 bits")
