@@ -90,7 +90,7 @@ def test_three_ways_to_name_a_budget(study: Study) -> None:
     parameters = study.parameters
     assert Request("x", size=3_000_000).budget(study) == 3_000_000
     assert Request("x", bits=9).budget(study) == int(9 * parameters / 8)
-    assert Request("x", like="Q8_0").budget(study) == study.stock("Q8_0")[0]
+    assert Request("x", like="Q8_0").budget(study) == study.stock_bytes("Q8_0")
     assert Request("x").budget(study) == 0
 
 

@@ -14,6 +14,7 @@ from tierexport.artifact.manifest import ArtifactEntry, Manifest, ModelEntry
 from tierexport.artifact.stored import is_unquantized
 from tierexport.artifact.verdicts import Verdict, Verification
 from tierexport.base.packaged import packaged_text
+from tierexport.base.sizes import shown_size
 from tierexport.formats import all_formats, format_named
 from tierexport.formats.protocol import Format
 from tierexport.metrics.similarity import SIMILARITIES
@@ -22,7 +23,7 @@ from tierexport.report.figures import with_interval
 from tierexport.report.head import head_fields, unstated
 from tierexport.report.languages import language_table
 from tierexport.report.page import tier_map
-from tierexport.report.summary import summary
+from tierexport.report.summary import judgement, summary
 
 QUESTION = "How do I fix a flat tire?"
 """What the snippets encode."""
@@ -32,6 +33,10 @@ POOLED = ("Transformer", "Pooling", "Normalize")
 
 BEST_KNOWN = "sentence-transformers"
 """Of the libraries that open an artifact the one that hubs and most users know."""
+
+
+MOST_NAMED = 4
+"""Tensors that the card names in one line; the manifest has all."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ def render_card(manifest: Manifest, found: Verification, document: str, access: 
         found=found,
         origin=origin(model),
         summary=summary(manifest, found),
+        judgement=judgement(found),
         rounding=[line for artifact in artifacts for line in _rounding_lines(artifact)],
         maps=[tier_map(artifact) for artifact in artifacts],
         sentences=max((verdict.fidelity.texts for verdict in found.verdicts if verdict.fidelity), default=0),
@@ -73,6 +79,7 @@ def render_card(manifest: Manifest, found: Verification, document: str, access: 
         place=access.model,
         download=access.download,
         with_interval=with_interval,
+        shown_size=shown_size,
         versions=f"tierexport {manifest.tools['tierexport']}, llama.cpp of {manifest.tools['llama.cpp']}",
         document=document.strip(),
     )
@@ -173,13 +180,12 @@ def _results(verdict: Verdict, similarity: str) -> Iterator[Any]:
 
 
 def _rounding_lines(artifact: ArtifactEntry) -> Iterator[str]:
-    """How many tensors were rounded how, and the quantized ones for which it was to nearest, by name."""
+    """How many tensors were rounded how, and the quantized ones for which it was to nearest, the first by name."""
     quantized = [each for each in artifact.tensors if not is_unquantized(each.type)]
     fed_back = [each for each in quantized if each.rounding != "nearest"]
     if fed_back:
-        named = ", ".join(
-            f"`{each.name}`" + (f" ({each.note})" if each.note else "") for each in quantized if each not in fed_back
-        )
+        nearest = [f"`{each.name}`" + (f" ({each.note})" if each.note else "") for each in quantized if each not in fed_back]
+        named = ", ".join(nearest[:MOST_NAMED]) + (f" and {more} more" if (more := len(nearest) - MOST_NAMED) > 0 else "")
         yield (
             f"{artifact.format}: {len(fed_back)} tensors were rounded with error feedback (GPTQ), layer by layer"
             + (", and their scales, biases and norms tuned (distill)" if fed_back[0].rounding == "distill" else "")

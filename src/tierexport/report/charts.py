@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BINS = 40
+WIDTH = 0.8
+"""Panels: pictures stand two beside one another, or one under another, with text that a phone shows in a legible size."""
+
 MARK = "#2b7de0"
 """Of bars, points and whiskers, on light pages and on dark ones."""
 
@@ -29,10 +32,13 @@ def histograms(found: Verification) -> Iterator[Chart]:
     shown = [each for each in found.verdicts if each.cosines and not each.vectors]
     low = min([0.999, *(min(each.cosines) for each in shown)])
     for each in shown:
-        drawn = figure(1.2, 1.3)
-        axes = _axes(drawn.subplots())
+        drawn = figure(WIDTH, 1.8)
+        axes = _axes(drawn.subplots(), "left", "bottom")
         axes.hist(each.cosines, bins=BINS, range=(low, 1), color=MARK)
-        axes.set_yticks([])
+        axes.locator_params("x", nbins=5)
+        axes.locator_params("y", nbins=4, integer=True)
+        axes.set_xlabel("cosine to fp32", color=INK)
+        axes.set_ylabel("texts", color=INK)
         title = f"{each.label} on {each.device}: cosines to fp32, from {low:.4f} to 1"
         yield Chart(title, inline(drawn, escape(title)))
 
@@ -42,11 +48,12 @@ def intervals(judged: Sequence[tuple[Verdict, RetrievalVerdict]]) -> Iterator[Ch
     ends = [0.0, *(end for _, each in judged for end in (each.ci_low, each.ci_high))]
     margin = (max(ends) - min(ends)) * 0.05 or 0.01
     for verdict, each in judged:
-        drawn = figure(1.2, 0.6)
+        drawn = figure(WIDTH, 0.6)
         axes = _axes(drawn.subplots())
         axes.axvline(0, color=INK, linewidth=0.8)
         error = ([each.delta - each.ci_low], [each.ci_high - each.delta])
         axes.errorbar(each.delta, 0, xerr=error, marker="o", color=MARK, capsize=3)
+        axes.locator_params("x", nbins=5)
         axes.set_xlim(min(ends) - margin, max(ends) + margin)
         axes.set_yticks([])
         title = _scores(verdict, each)
@@ -65,8 +72,9 @@ def differences(judged: Sequence[tuple[Verdict, RetrievalVerdict]]) -> Iterator[
     """One bar per query whose NDCG@10 changed, largest loss first."""
     for verdict, each in judged:
         changed = sorted(delta for delta in each.deltas if delta)
-        drawn = figure(1.2, 1.5)
-        axes = _axes(drawn.subplots())
+        drawn = figure(WIDTH, 1.8)
+        axes = _axes(drawn.subplots(), "left")
+        axes.set_ylabel("Δ NDCG@10", color=INK)
         axes.bar(range(len(changed)), changed, width=0.9, color=MARK)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xticks([])
@@ -78,10 +86,10 @@ def differences(judged: Sequence[tuple[Verdict, RetrievalVerdict]]) -> Iterator[
         yield Chart(title, inline(drawn, escape(title)))
 
 
-def _axes(axes: "Axes") -> "Axes":
-    """Axes in the page's colours, without a frame."""
+def _axes(axes: "Axes", *sides: str) -> "Axes":
+    """Axes in the page's colours, with lines on these sides of the frame alone, at the bottom if none is named."""
     axes.tick_params(colors=INK)
     for name, spine in axes.spines.items():
         spine.set_color(INK)
-        spine.set_visible(name == "bottom")
+        spine.set_visible(name in (sides or ("bottom",)))
     return axes

@@ -10,6 +10,7 @@ from tierexport.formats import format_named
 from tierexport.report.comparison import Compared
 from tierexport.report.drawing import GRID, figure, written
 from tierexport.report.figures import Interval
+from tierexport.report.labels import name_points
 from tierexport.search.found import FoundCodec, Frontier
 from tierexport.search.layer_map import ModelMap
 
@@ -51,9 +52,10 @@ def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
         _whisker(loss, row, each.loss, each.loss_ci, colours[row])
         if each.relative_error is not None and each.relative_error_ci:
             _whisker(errors, row, each.relative_error, each.relative_error_ci, colours[row])
-    for axes, title in ((loss, "1 − cosine to fp32"), (errors, "relative error")):
-        axes.set_xscale("log")
-        axes.set_title(title)
+    _scale(loss, [end for each in compared for end in each.loss_ci])
+    _scale(errors, [end for each in compared for end in each.relative_error_ci or ()])
+    loss.set_title("1 − cosine to fp32")
+    errors.set_title("relative error")
     for axes, name in zip(differences, sets, strict=True):
         for row, each in enumerate(compared):
             if found := each.retrieval.get(name):
@@ -64,6 +66,14 @@ def compare_picture(compared: Sequence[Compared], kind: str) -> bytes:
         axes.grid(color=GRID)
         axes.set_axisbelow(True)
     return written(drawn, kind)
+
+
+def _scale(axes: "Axes", ends: Sequence[float]) -> None:
+    """A log scale where intervals with these ends span a decade: within one its labels would hide one another."""
+    if ends and max(ends) > 10 * min(ends):
+        axes.set_xscale("log")
+    else:
+        axes.locator_params("x", nbins=4)
 
 
 def _colour(name: str) -> str:
@@ -79,20 +89,20 @@ def _whisker(axes: "Axes", row: int, value: float, interval: Interval, colour: s
 
 def frontier_picture(found: Frontier, kind: str) -> bytes:
     """Stored bits against loss: the searched sizes as a curve, the others as points with names."""
-    drawn = figure(1)
+    drawn = figure(1.3, 3.6)
     axes = drawn.subplots()
     curve = sorted((each for each in found.points if each.kind == "searched"), key=lambda each: each.bytes)
     axes.plot([each.stored_bits for each in curve], [each.loss for each in curve], color=COLOURS["searched"], label="searched")
     for other in ("llama.cpp", "shipped"):
         points = [each for each in found.points if each.kind == other]
         axes.plot([each.stored_bits for each in points], [each.loss for each in points], "o", color=COLOURS[other], label=other)
-        for each in points:
-            axes.annotate(each.name, (each.stored_bits, each.loss), xytext=(6, 4), textcoords="offset points", fontsize=8)
     axes.set_yscale("log")
     axes.set_xlabel("stored bits per parameter, whole file")
-    axes.set_title(f"{found.model}: 1 − cosine to fp32 on unseen sentences, lower is better")
+    axes.set_ylabel("1 − cosine to fp32, lower is better")
+    axes.set_title(f"{found.model} through llama.cpp, on unseen sentences")
     axes.grid(color=GRID)
     axes.legend(frameon=False)
+    name_points(drawn, [(each.name, each.stored_bits, each.loss) for each in found.points if each.kind != "searched"])
     return written(drawn, kind)
 
 
@@ -101,13 +111,12 @@ def sizes_picture(points: Sequence[tuple[str, int, float]]) -> bytes:
     drawn = figure(1, 3.5)
     axes = drawn.subplots()
     axes.plot([size / 1e6 for _, size, _ in points], [loss for _, _, loss in points], "o-", color=COLOURS["searched"])
-    for name, size, loss in points:
-        axes.annotate(name, (size / 1e6, loss), xytext=(6, 6), textcoords="offset points", fontsize=8)
     axes.set_yscale("log")
     axes.margins(x=0.2, y=0.15)
     axes.set_xlabel("size of the file, MB")
     axes.set_ylabel("1 − cosine to fp32, lower is better")
     axes.grid(color=GRID)
+    name_points(drawn, [(name, size / 1e6, loss) for name, size, loss in points])
     return written(drawn, "png")
 
 
@@ -167,8 +176,8 @@ def map_picture(found: ModelMap, kind: str) -> bytes:
 
 _READINGS = {
     "rewrite": "rewrites its input",
-    "same_word": "nearest is the same word elsewhere",
-    "same_text": "nearest is a word of the same text",
-    "largest_share": "norm in the 4 largest dimensions",
+    "same_word": "same word elsewhere is nearest",
+    "same_text": "same text's word is nearest",
+    "largest_share": "largest dims: norm in 4 of them",
     "anisotropy": "anisotropy",
 }

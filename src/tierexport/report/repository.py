@@ -9,7 +9,7 @@ from tierexport.artifact.verdicts import RetrievalVerdict, Verdict, Verification
 from tierexport.base.sizes import shown_size
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.report.card import Access, head, origin, snippets, template
-from tierexport.report.summary import difference, set_name, short_cosine, sizes
+from tierexport.report.summary import difference, first_verdict, set_name, short_cosine, sizes
 
 PICTURE = "frontier.png"
 """Of all sizes: bytes against loss."""
@@ -45,7 +45,7 @@ class Member:
     @property
     def verdict(self) -> Verdict | None:
         """The first verdict with figures, None where it ran nowhere."""
-        return next((each for each in self.found.verdicts if each.fidelity and not each.vectors), None)
+        return first_verdict(self.artifact, self.found)
 
     @property
     def loss(self) -> float:

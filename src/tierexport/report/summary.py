@@ -11,12 +11,19 @@ BUILTIN = "builtin"
 def summary(manifest: Manifest, found: Verification) -> str:
     """The smallest artifact: fp32's size and its own, the factor, its mean cosine, and the loss on each retrieval set."""
     artifact = min(manifest.artifacts, key=lambda each: each.bytes)
-    verdict = _verdict(artifact, found)
+    verdict = first_verdict(artifact, found)
     said = [sizes(manifest, artifact)]
     if verdict is None or verdict.fidelity is None:
         return f"{said[0]}, not verified"
     said.append(f"cosine {short_cosine(verdict.fidelity.cos_mean)}")
     return ", ".join([*said, *(f"NDCG@10 {difference(each)} on {set_name(each.dataset)}" for each in verdict.retrieval)])
+
+
+def judgement(found: Verification) -> str:
+    """Whether an artifact is verified, against what, and which gates that means."""
+    gates = list(dict.fromkeys(gate.name for gate in found.gates))
+    told = f"gates: {', '.join(gates)}" if gates else "without gates"
+    return f"{'Verified' if found.passed else 'Not verified'} against {found.reference}; {told}"
 
 
 def sizes(manifest: Manifest, artifact: ArtifactEntry) -> str:
@@ -35,7 +42,7 @@ def signed(number: float) -> str:
     return f"{number:+.3f}".replace("-", "−")
 
 
-def _verdict(artifact: ArtifactEntry, found: Verification) -> Verdict | None:
+def first_verdict(artifact: ArtifactEntry, found: Verification) -> Verdict | None:
     """The first verdict on an artifact that ran, on its vectors as they come."""
     return next(
         (each for each in found.verdicts if each.format == artifact.format and each.fidelity and not each.vectors), None

@@ -20,7 +20,7 @@ from tierexport.report.figures import with_interval
 from tierexport.report.languages import LanguageTable, language_table
 from tierexport.report.sheet import Sheet, new_sheet
 from tierexport.search.found import Found, FoundCodec, Frontier
-from tierexport.search.layer_map import ModelMap
+from tierexport.search.layer_map import CAUSAL_BITS, ModelMap
 
 COLOURS = {2: "red", 3: "red", 4: "yellow", 5: "yellow", 6: "green", 8: "green", 16: "cyan", 32: "blue"}
 """Warm is few bits, cold is many: the same colours wherever tiers are shown."""
@@ -185,10 +185,20 @@ def compare_table(compared: Sequence[Compared]) -> Sheet:
     return table
 
 
+READING_NAMES = {
+    "rewrite": "rewrites",
+    "same_word": "same word",
+    "same_text": "same text",
+    "largest_share": "largest dims",
+    "anisotropy": "anisotropy",
+}
+"""What the columns of the map are called, and the notes call them."""
+
+
 def map_table(found: ModelMap) -> Sheet:
     """A row per layer: what it does, and what rounding it alone costs."""
     bits = sorted({each.bits for each in found.sensitivities})
-    names = ("layer", "rewrites", "same word", "same text", "largest dims", "anisotropy",
+    names = ("layer", *READING_NAMES.values(),
              *(f"{part} at {each} bits" for each in bits for part in ("1−cos", "top-10")))  # fmt: skip
     table = new_sheet(f"{found.model}, {found.texts} texts", *names, right=names)
     for each in found.readings:
@@ -204,11 +214,13 @@ def map_table(found: ModelMap) -> Sheet:
 def map_notes(found: ModelMap) -> Iterator[str]:
     """What the map says in words."""
     if found.binding_layer is not None:
-        yield f"From layer {found.binding_layer} on, a word is nearer to its own text than to itself in another."
+        yield f"From layer {found.binding_layer} on, same text is above same word: a word is nearer to its text than to itself."
     known = {name: value for name, value in found.correlations.items() if value is not None}
     if known:
-        shown = ", ".join(f"{name} {value:+.2f}" for name, value in sorted(known.items(), key=lambda each: -abs(each[1])))
-        yield f"Rank correlation with the 4-bit loss over layers: {shown}."
+        shown = ", ".join(
+            f"{READING_NAMES[name]} {value:+.2f}" for name, value in sorted(known.items(), key=lambda each: -abs(each[1]))
+        )
+        yield f"Rank correlation over layers with 1−cos at {min(CAUSAL_BITS)} bits: {shown}."
 
 
 def found_table(found: Found) -> Sheet:

@@ -1,19 +1,24 @@
-"""Bytes against loss: searched sizes beside the shipped recipes and llama.cpp's stock types."""
+"""Bytes against loss: searched sizes beside the shipped recipes and llama.cpp's stock types, each file read by llama.cpp."""
 
+import tempfile
 from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 
 from tierexport.base.progress import stage
-from tierexport.base.records import Floats, Text, bits_per_parameter
+from tierexport.base.records import bits_per_parameter
 from tierexport.base.shipped import shipped
 from tierexport.datasets.calibration import screen
 from tierexport.metrics.relative_error import Changes
-from tierexport.metrics.similarity import Similarity
+from tierexport.metrics.similarity import Similarity, cosines
+from tierexport.model.reference import Reference
 from tierexport.recipe.plan import Plan
 from tierexport.search.found import Frontier, Point
 from tierexport.search.stock import STOCK
 from tierexport.search.study import Study, types_in
+from tierexport.verify.opened import Judged, OpenArtifact
 
 CURVE_POINTS = 12
 """Sizes searched along the curve, beside those of the points with names."""
@@ -22,9 +27,9 @@ CURVE_POINTS = 12
 def frontier(model: str) -> Frontier:
     """Bytes against loss on unseen sentences: searched sizes, shipped recipes, llama.cpp's stock types.
 
-    A searched point that bears a name takes at most the size of what else is so named. All have the
-    same importance and are judged on the same sentences; ours are rounded as a build would, layer by
-    layer. Raises InputError or MachineError.
+    A searched point that bears a name takes at most the size of what else is so named. All have the same importance, are
+    written as files, ours as a build would, and judged on the same sentences through llama.cpp. Raises InputError or
+    MachineError.
     """
     study = Study(model)
     points = _Points(study)
@@ -37,31 +42,33 @@ class _Points:
     """Points of one model, all judged on the same sentences."""
 
     def __init__(self, study: Study) -> None:
-        texts = [Text(text, "passage") for text in screen()]
         self._study = study
-        self._trial = study.trial_on(texts)
+        self._reference = Reference(study.source)
+        self._texts = screen()
 
     def stock(self, native: str) -> Point:
         """The point of a stock type of llama.cpp."""
-        size, types = self._study.stock(native)
-        with self._trial.rounded(types):
-            return self._point("llama.cpp", native, size, self._trial.encode(self._trial.model))
+        with tempfile.TemporaryDirectory() as scratch:
+            return self._point("llama.cpp", native, self._study.stock(native, Path(scratch)))
 
     def built(self, kind: str, name: str, made: Plan, expected: float | None = None) -> Point:
-        """The point of a plan, rounded as a build would; `expected`: the loss predicted for it."""
-        size, rounded = self._study.as_built(made)
-        return self._point(kind, name, size, self._trial.encode(rounded), expected)
+        """The point of a plan, written as a build would; `expected`: the loss predicted for it."""
+        with tempfile.TemporaryDirectory() as scratch:
+            return self._point(kind, name, self._study.built(made, Path(scratch)), expected)
 
-    def _point(self, kind: str, name: str, size: int, vectors: Floats, expected: float | None = None) -> Point:
-        """The point of a file of so many bytes, by the vectors of the model as it is in it, float32 (texts, dimensions)."""
-        changes = Changes.between(self._trial.reference, vectors, Similarity.of(self._study.source))
+    def _point(self, kind: str, name: str, path: Path, expected: float | None = None) -> Point:
+        """The point of a GGUF. Raises ArtifactError where llama.cpp fails."""
+        reference = self._reference.encode("sentences", "passage", self._texts).vectors
+        with closing(OpenArtifact(Judged(self._study.format.name, path), "cpu", self._reference)) as opened:
+            vectors = opened.encode("sentences", "passage", self._texts).vectors
+        size = path.stat().st_size
         return Point(
             kind=kind,
             name=name,
             bytes=size,
             stored_bits=bits_per_parameter(size, self._study.parameters),
-            loss=float(self._trial.loss(vectors).mean()),
-            relative_error=changes.relative_error,
+            loss=float((1 - cosines(reference, vectors)).mean()),
+            relative_error=Changes.between(reference, vectors, Similarity.of(self._study.source)).relative_error,
             predicted=expected,
         )
 

@@ -71,7 +71,7 @@ class Request:
         if self.is_open:
             return 0
         least = smallest_file(study)
-        budget = self.size or int((self.bits or 0) * study.parameters / 8) or study.stock(self.like or "")[0]
+        budget = self.size or int((self.bits or 0) * study.parameters / 8) or study.stock_bytes(self.like or "")
         if budget < least:
             bits = f"{8 * least / study.parameters:.2f} bits per parameter"
             raise InputError(

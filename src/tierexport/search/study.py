@@ -16,16 +16,14 @@ from tierexport.base.records import Imatrix, Text, bits_per_parameter
 from tierexport.base.stages import Stages, stage_key
 from tierexport.datasets.calibration import every_text, spread, texts_digest
 from tierexport.formats import formats_of
-from tierexport.formats.export import round_by_layers, tunable_of
+from tierexport.formats.export import export, round_by_layers, tunable_of
 from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.format import Gguf
-from tierexport.formats.gguf.read import read_tensors
 from tierexport.formats.gguf.write import Unquantized, file_bytes
 from tierexport.formats.job import Job
 from tierexport.model.batches import within
 from tierexport.model.encoder import open_model
 from tierexport.model.languages import languages_of
-from tierexport.model.roles import UNQUANTIZED_ROLE
 from tierexport.model.source import open_source
 from tierexport.model.stages import source_stages
 from tierexport.recipe.plan import Plan, make_plan
@@ -117,13 +115,20 @@ class Study:
             round_by_layers(self.format, job, model, Stages(Path(scratch)), "")
         return file_bytes(job), model
 
-    def stock(self, native: str) -> tuple[int, dict[str, str]]:
-        """The bytes and the types by tensor of llama-quantize's file of a type, importance given."""
+    def built(self, made: Plan, folder: Path) -> Path:
+        """The GGUF of a plan as a build writes it, in `folder`."""
+        return export(self.format, Job(made.formats[0], made, self.imatrix), folder).path
+
+    def stock(self, native: str, folder: Path) -> Path:
+        """llama-quantize's file of a type in `folder`, importance given."""
+        path = folder / f"{native}.gguf"
+        quantize_stock(converted(self.source), native, self.imatrix, path)
+        return path
+
+    def stock_bytes(self, native: str) -> int:
+        """The size of that file."""
         with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "stock.gguf"
-            quantize_stock(converted(self.source), native, self.imatrix, path)
-            types = {each.tensor.name: each.type for each in read_tensors(path) if each.tensor.role != UNQUANTIZED_ROLE}
-            return path.stat().st_size, types
+            return self.stock(native, Path(scratch)).stat().st_size
 
     def plan(self, types: Mapping[str, str], name: str) -> Plan:
         """The plan of a recipe with these types by group."""
