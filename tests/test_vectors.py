@@ -162,9 +162,7 @@ def test_binary_in_faiss_is_hamming() -> None:
     assert rows[:, 0].tolist() == list(range(5))
 
 
-def test_faiss_lacks_trinary_and_odd_nibbles() -> None:
-    with pytest.raises(VectorError, match="no index of trinary"):
-        to_faiss(codec_of("trinary", 10), np.zeros((1, 2), np.uint8))
+def test_faiss_lacks_tables_and_odd_nibbles() -> None:
     with pytest.raises(VectorError, match="an odd number"):
         to_faiss(codec_of("int4", 5), np.zeros((1, 3), np.uint8))
     with pytest.raises(VectorError, match="cells of equal width alone"):

@@ -86,7 +86,7 @@ def fit(
     "minmax": from least to greatest. "rolling": around the moving mean, by so many moving standard deviations as suit a
     normal distribution. "clip": as "rolling", by the multiple that gives the least squared error on these vectors, one for
     all dimensions. binary's border is the middle of the range, so its ranges and trinary's lie around zero, unless the mean
-    is `far` from it, in standard deviations.
+    is `far` from it, in standard deviations; so does the one range that all dimensions have `per_vector`, at every level.
     "quantile": cells of equal shares of the vectors. "lloyd": cells of the least squared error.
     Raises VectorError.
     """
@@ -103,7 +103,7 @@ def fit(
         return _tabled(plain, scaling, prepared)
     found = moments(_batches(prepared))
     if per_vector:  # one range for all dimensions, since a vector has one scale
-        found = _overall(found)
+        found = _overall(found, far)
     if scaling == "minmax":
         return _bounded(plain, *_extremes(found, level, far))
     if scaling == "rolling":
@@ -150,12 +150,16 @@ def _batches(vectors: Floats) -> Iterator[Floats]:
     yield vectors[last:]
 
 
-def _overall(found: Moments) -> Moments:
-    """The same for all dimensions together."""
-    deviation = np.sqrt(np.mean(np.square(found.deviation) + np.square(found.mean - found.mean.mean())))
-    values = (found.low.min(), found.high.max(), found.mean.mean(), deviation)
-    low, high, mean, spread = (np.full_like(found.low, value) for value in values)
-    return Moments(low, high, mean, spread)
+def _overall(found: Moments, far: float) -> Moments:
+    """The same for all dimensions together, around zero unless their mean is far from it: cells' numbers, counted from zero's,
+    then are in proportion to values, and databases compare them as they are.
+    """
+    mean = found.mean.mean()
+    deviation = np.sqrt(np.mean(np.square(found.deviation) + np.square(found.mean - mean)))
+    middle = 0 if abs(mean) <= far * deviation else mean
+    half = max(found.high.max() - middle, middle - found.low.min())
+    values = (middle - half, middle + half, middle, np.hypot(deviation, mean - middle))
+    return Moments(*(np.full_like(found.low, value) for value in values))
 
 
 def _extremes(found: Moments, level: str, far: float) -> tuple[Doubles, Doubles]:
@@ -181,7 +185,12 @@ def _middle(found: Moments, level: str, far: float) -> Doubles:
 
 
 def _bounded(plain: Codec, low: Doubles, high: Doubles) -> Codec:
-    """A codec with these bounds."""
+    """A codec with these bounds. Where the upper end has a cell of its own, there is a cell too many to lie evenly around the
+    middle: per vector, the one more is below it, so that int8 counts from -128 to 127.
+    """
+    if plain.per_vector and TOP[plain.level] == CELLS[plain.level]:
+        cell = (high - low) / CELLS[plain.level]
+        low, high = low - cell, high - cell
     return replace(plain, low=low.astype(np.float32), high=high.astype(np.float32))
 
 

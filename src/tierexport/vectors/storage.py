@@ -14,8 +14,8 @@ from tierexport.artifact.manifest import VectorsEntry
 from tierexport.base.errors import VectorError
 from tierexport.base.files import write_whole
 from tierexport.base.libraries import import_faiss
-from tierexport.vectors.codecs import Codec
-from tierexport.vectors.packing import Bytes, check_codes
+from tierexport.vectors.codecs import CELLS, Codec
+from tierexport.vectors.packing import Bytes, check_codes, pack, unpack
 from tierexport.vectors.tables import Table
 
 VERSIONS = ("1", "2")
@@ -102,10 +102,12 @@ def _rotation(arrays: Mapping[str, Any]) -> Any:
 
 
 def to_faiss(codec: Codec, codes: Bytes) -> Any:
-    """A faiss index that holds these very codes: IndexBinaryFlat for binary, IndexScalarQuantizer for int8 and int4.
+    """A faiss index of these codes: IndexBinaryFlat for binary, IndexScalarQuantizer of 8 bits for int8, of 4 for the others,
+    which have as many cells or fewer.
 
-    A rotation is left to the caller: `codec.prepared` turns queries as the codes were. Raises VectorError for a level that
-    faiss lacks, and for odd dimensions at int4, whose last half byte faiss stores in another place.
+    It ranks by dot products, also where the codec's similarity is a cosine, or by distances. A rotation is left to the caller:
+    `codec.prepared` turns queries as the codes were. Raises VectorError for tables, which faiss lacks, and for odd dimensions
+    at 4 bits, whose last half byte faiss stores in another place.
     """
     check_codes(codes, codec.level, codec.width)
     faiss = import_faiss()
@@ -115,16 +117,16 @@ def to_faiss(codec: Codec, codes: Bytes) -> Any:
         bits = faiss.IndexBinaryFlat(8 * codec.bytes)
         bits.add(np.ascontiguousarray(codes))
         return bits
-    kinds = {"int8": faiss.ScalarQuantizer.QT_8bit, "int4": faiss.ScalarQuantizer.QT_4bit}
-    if codec.level not in kinds:
-        raise VectorError(f"faiss has no index of {codec.level} vectors: int8, int4 or binary")
-    if codec.level == "int4" and codec.width % 2:
-        raise VectorError(f"faiss lays int4 vectors of {codec.width} dimensions, an odd number, out otherwise")
+    kind, level = ("QT_8bit", "int8") if codec.level == "int8" else ("QT_4bit", "int4")
+    if level == "int4" and codec.width % 2:
+        raise VectorError(f"faiss lays {codec.width} dimensions of 4 bits, an odd number, out otherwise")
     metric = faiss.METRIC_L2 if codec.similarity == "euclidean" else faiss.METRIC_INNER_PRODUCT
-    index: Any = faiss.IndexScalarQuantizer(codec.width, kinds[codec.level], metric)
-    faiss.copy_array_to_vector(np.concatenate([codec.low, codec.high - codec.low]), index.sq.trained)
+    index: Any = faiss.IndexScalarQuantizer(codec.width, getattr(faiss.ScalarQuantizer, kind), metric)
+    scale, offset = codec.line
+    faiss.copy_array_to_vector(np.concatenate([offset - scale / 2, scale * CELLS[level]]), index.sq.trained)
     index.is_trained = True
-    faiss.copy_array_to_vector(np.ascontiguousarray(codes).reshape(-1), index.codes)
+    held = codes if level == codec.level else pack(unpack(codes, codec.level, codec.width), level)
+    faiss.copy_array_to_vector(np.ascontiguousarray(held).reshape(-1), index.codes)
     index.ntotal = len(codes)
     return index
 
