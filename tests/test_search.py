@@ -285,6 +285,13 @@ def test_the_frontier_falls_and_stock_types_are_llama_cpps(
         for stock in (each for each in points if each["kind"] == kind):
             (beside,) = (each for each in points if each["kind"] == "searched" and each["name"] == stock["name"])
             assert beside["bytes"] <= stock["bytes"]
+    built = tmp_path / "int8"
+    done = run("build", RECIPES / "int8.toml", "--set", f"model={tiny_model}", "--set", 'formats=["gguf"]', "--out", built)
+    assert done.exit_code == 0, done.stderr
+    verified = json.loads((built / "verify.json").read_text())["results"][0]
+    (int8,) = (each for each in points if (each["kind"], each["name"]) == ("shipped", "int8"))
+    assert int8["loss"] == pytest.approx(1 - np.mean(verified["cosines"]), rel=1e-4)
+    assert int8["relative_error"] == pytest.approx(verified["relative_error"], rel=1e-4)
     said = [each.text for each in ElementTree.parse(tmp_path / "frontier.svg").iter("{http://www.w3.org/2000/svg}text")]
     assert {"Q4_K_M", "three_tier", "stored bits per parameter, whole file"} <= set(said)
 
