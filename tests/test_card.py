@@ -17,13 +17,17 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from card_snippets import cosine, python, snippet
 from conftest import RECIPES, Built, build
 from loopback_card import card_errors
 from loopback_repository import User
 from loopback_writable import WritableHub, serving_writable
 from tierexport import load
-from tierexport.base.records import Floats
-from tierexport.report.card import QUESTION
+from tierexport.artifact.folder import read_verification
+from tierexport.artifact.manifest import read_manifest
+from tierexport.artifact.verdicts import GateResult
+from tierexport.report.card import QUESTION, render_card
+from tierexport.report.page import render_page
 
 NAME, TOKEN = "alice/three_tier", "hf_alice"
 
@@ -67,28 +71,6 @@ def gguf_card(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return (out / "README.md").read_text(), out
 
 
-def snippet(card: str, heading: str, language: str, number: int = 0) -> str:
-    """The code below a heading, as the card shows it."""
-    section = card.partition(f"\n### {heading}\n")[2].partition("\n### ")[0].partition("\n## ")[0]
-    found: list[str] = re.findall(rf"```{language}\n(.*?)```", section, re.S)
-    return found[number]
-
-
-def python(code: str, name: str, folder: Path, hub: WritableHub | None = None) -> Floats:
-    """What a snippet leaves in a variable, run in a process of its own by somebody without tierexport's help."""
-    told = f"\nimport json as _json; _v = {name}; print('\\n' + _json.dumps(_v.tolist() if hasattr(_v, 'tolist') else _v))"
-    environment = {**os.environ, **(hub.environment() if hub else {})}
-    done = subprocess.run(
-        [sys.executable, "-c", code + told], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return np.array(json.loads(done.stdout.splitlines()[-1]), np.float32).reshape(-1)
-
-
-def cosine(one: Floats, other: Floats) -> float:
-    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
-
-
 # --- the head
 
 
@@ -108,8 +90,31 @@ def test_card_and_page_lead_with_what_became_of_the_size(card: str, three_tier: 
     page = (three_tier.folder / "report.html").read_text("utf-8")
     assert f"**{size}, cosine 0.99" in card.split("##")[0]
     assert size in page.split("<h2>")[0]
-    assert "without gates" in page
+    against = "Verified against fp32 all-MiniLM-L6-v2, sentence-transformers, cpu; without gates"
+    assert against in page
+    assert against in card.split("##")[0]
     assert 'class="verdict yes"' not in page  # green is for gates that held
+
+
+def test_card_and_page_say_which_gates_held(three_tier: Built) -> None:
+    manifest, found = read_manifest(three_tier.folder), read_verification(three_tier.folder)
+    for passed, colour, told in ((True, "yes", "Verified against"), (False, "no", "Not verified against")):
+        gates = (GateResult("cos_mean >= 0.99", "gguf", "cpu", 0.998, 0.99, passed),)
+        judged = replace(found, gates=gates)
+        for shown in (render_page(manifest, judged), render_card(manifest, judged, "name = 1")):
+            assert told in shown
+            assert "; gates: cos_mean" in shown
+        assert f'class="verdict {colour}"' in render_page(manifest, judged)
+
+
+def test_the_page_s_histograms_have_ticks_and_its_first_table_size_bits_and_fidelity(three_tier: Built) -> None:
+    page = (three_tier.folder / "report.html").read_text("utf-8")
+    chart = page.partition("<figure>")[2].partition("</figure>")[0]
+    said = re.findall(r"<text[^>]*>([^<]*)</text>", chart)
+    assert {"cosine to fp32", "texts", "1.000"} <= set(said)
+    assert len([each for each in said if re.fullmatch(r"\d+", each)]) >= 2  # how many texts
+    head = re.findall(r"<th>([^<]*)", page.partition("<table>")[2].partition("</tr>")[0])
+    assert [each.strip() for each in head[:5]] == ["format", "size", "stored bits", "cosine", "top&#8209;10 kept"]
 
 
 def test_its_numbers_are_the_verification_s_to_the_digit(card: str, published: Published) -> None:
@@ -155,15 +160,36 @@ def test_it_says_what_was_not_run_and_holds_the_recipe(card: str, published: Pub
 def test_sentence_transformers_and_transformers(card: str, published: Published) -> None:
     expected = load(str(published.artifact / "torchao")).encode(QUESTION)
     for heading in ("sentence-transformers", "transformers"):
-        found = python(snippet(card, heading, "python"), "vectors", published.stranger, published.hub)
+        found = python(snippet(card, heading, "python"), "vectors", published.stranger, published.hub.environment())
         assert cosine(found, expected) > 0.99999, heading
 
 
 def test_langchain(card: str, published: Published) -> None:
     pytest.importorskip("langchain_huggingface")
     expected = load(str(published.artifact / "torchao")).encode(QUESTION)
-    found = python(snippet(card, "LangChain", "python"), "vector", published.stranger, published.hub)
+    found = python(snippet(card, "LangChain", "python"), "vector", published.stranger, published.hub.environment())
     assert cosine(found, expected) > 0.99999
+
+
+def test_llamaindex(card: str, published: Published, tmp_path: Path) -> None:
+    pytest.importorskip("llama_index.embeddings.huggingface")
+    environment = {**published.hub.environment(), "LLAMA_INDEX_CACHE_DIR": str(tmp_path)}
+    found = python(snippet(card, "LlamaIndex", "python"), "vector", published.stranger, environment)
+    assert cosine(found, load(str(published.artifact / "torchao")).encode(QUESTION)) > 0.99999
+
+
+EVALUATED = """
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+
+firsts, seconds = ["A cat sleeps.", "Rain falls.", "He plays chess."], ["A kitten naps.", "It is raining.", "Bread is baked."]
+score = EmbeddingSimilarityEvaluator(firsts, seconds, [1.0, 0.9, 0.0])(model)["spearman_cosine"]
+"""
+
+
+def test_sentence_transformers_own_evaluators_take_the_card_s_model(card: str, published: Published) -> None:
+    code = snippet(card, "sentence-transformers", "python") + EVALUATED
+    (score,) = python(code, "float(score)", published.stranger, published.hub.environment())
+    assert score >= 0.5  # of three pairs, the one that is no paraphrase is last
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +225,6 @@ def test_llama_embedding(card: str, fetched: Path, three_tier: Built, tool: Call
     assert cosine(np.array(numbers[: len(expected)]), expected) > 0.9999
 
 
-def test_a_modelfile_names_a_file_that_is_there(card: str, fetched: Path) -> None:
-    line = snippet(card, "Ollama", "").strip()
-    assert (fetched / line.removeprefix("FROM ")).is_file()
-
-
 def test_langchain_on_a_gguf_alone(gguf_card: tuple[str, Path]) -> None:
     pytest.importorskip("langchain_core")
     card, folder = gguf_card
@@ -215,10 +236,6 @@ def test_langchain_on_a_gguf_alone(gguf_card: tuple[str, Path]) -> None:
 
 
 def test_prompts_reach_every_snippet(three_tier: Built, tmp_path: Path) -> None:
-    from tierexport.artifact.folder import read_verification
-    from tierexport.artifact.manifest import read_manifest
-    from tierexport.report.card import render_card
-
     prompts = {"query": 'Ask "it":\nQuery: ', "passage": "passage: "}
     manifest = read_manifest(three_tier.folder)
     manifest = replace(manifest, model=replace(manifest.model, prompts=prompts))
@@ -228,4 +245,9 @@ def test_prompts_reach_every_snippet(three_tier: Built, tmp_path: Path) -> None:
     assert f"tokenizer([{literal}]," in shown
     assert "--embd-separator" in snippet(shown, "llama.cpp", "sh")
     assert 'encode_kwargs={"prompt_name": "document"}' in snippet(shown, "LangChain", "python")
-    compile(snippet(shown, "LangChain", "python"), "card", "exec")
+    assert 'query_instruction="Ask \\"it\\":\\nQuery: "' in snippet(shown, "LlamaIndex", "python")
+    assert 'text_instruction="passage: "' in snippet(shown, "LlamaIndex", "python")
+    assert f"input={literal})" in snippet(shown, "llama.cpp", "python")
+    assert 'prefix="Ask \\"it\\":\\nQuery: "' in snippet(shown, "Haystack", "python")
+    for heading in ("LangChain", "LlamaIndex", "llama.cpp", "Haystack"):
+        compile(snippet(shown, heading, "python"), "card", "exec")

@@ -124,7 +124,8 @@ class Format(PlannedFormat, Protocol):
         """
 
     def template(self, part: str) -> str | None:
-        """A part of the card as a Jinja template: "card", how an artifact is opened, or "langchain", how in LangChain.
+        """A part of the card as a Jinja template: "card", how an artifact is opened, or "frameworks", how in LangChain and its
+        kin.
 
         None where the format has no such part. The template's values are those of report/card.md.
         """
