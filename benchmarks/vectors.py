@@ -14,9 +14,11 @@ from tierexport.datasets.calibration import calibration_texts
 from tierexport.recipe.choices import LEVELS, SCALINGS
 from tierexport.recipe.schema import VectorSettings
 from tierexport.vectors.encoder import open_encoder
+from tierexport.vectors.scaling import takes
 from tierexport.verify.stored import Texts, gap
 
 MODEL = "all-MiniLM-L6-v2"
+WAYS = [(level, scaling) for level in LEVELS for scaling in SCALINGS if takes(level, scaling)]
 KINDS: dict[str, dict[str, Any]] = {
     "per dimension": {},
     "per vector": {"per_vector": True},
@@ -36,7 +38,7 @@ def main(names: list[str]) -> None:
         ", ".join(f"{each.data.name} {it.mean('ndcg_at_10'):.4f}" for each, it in zip(sets, exact, strict=True)),
     )
     print(f"{'level':8} {'bounds':8} {'ranges':14} {'bytes':>5} {'both':>30} {'documents':>30}")
-    for level, scaling, (kind, more) in itertools.product(LEVELS, SCALINGS, KINDS.items()):
+    for (level, scaling), (kind, more) in itertools.product(WAYS, KINDS.items()):
         codec = encoder.fit(VectorSettings(level, scaling=scaling, **more), texts)
         gaps = [gap([each.scored(codec, both) for each in sets], exact) for both in (True, False)]
         shown = ("{:+.4f} ({:+.4f} to {:+.4f})".format(*each) for each in gaps)

@@ -31,7 +31,7 @@ DOCUMENTS, DIMENSIONS, QUERIES = 400, 61, 6
 
 def some(count: int, seed: int, dimensions: int = DIMENSIONS) -> Floats:
     found = np.random.default_rng(seed).standard_normal((count, dimensions)) * np.linspace(0.3, 2, dimensions)
-    return normalized(found).astype(np.float32)
+    return normalized(found.astype(np.float32)).astype(np.float32)
 
 
 def snippet(heading: str) -> str:

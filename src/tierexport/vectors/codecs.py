@@ -18,7 +18,6 @@ import numpy as np
 
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
-from tierexport.metrics.similarity import normalized
 from tierexport.vectors.arrays import Codes, Vectors, as_codes, as_floats
 from tierexport.vectors.packing import Bytes, pack, packed_bytes, unpack
 from tierexport.vectors.tables import Table
@@ -32,8 +31,8 @@ TOP = {"int8": 255, "int4": 15, "int3": 7, "int2": 3, "trinary": 2, "binary": 1}
 COMPARED = ("cosine", "dot", "euclidean")
 """Similarities that can be computed from a matrix product with the codes, so that nothing has to be decoded."""
 
-CHUNK_ROWS = 8192
-"""Vectors that are coded and decoded at a time."""
+CHUNK_ROWS = 256
+"""Vectors that are coded and decoded at a time: few enough to stay in a core's cache from step to step."""
 
 LARGE = np.float32(1e30)
 """The value that infinity is replaced by, so that a rotation does not make NaN of it."""
@@ -172,7 +171,8 @@ class Codec:
         vectors = vectors if isinstance(vectors, np.ndarray) else as_floats(vectors)
         found = np.empty((len(vectors), self.bytes), np.uint8)
         for rows in _chunks(len(vectors)):
-            found[rows] = self.encode(self.scaled(self._taken(vectors[rows], rows.start)))
+            taken = self.scaled(self._taken(vectors[rows], rows.start))
+            found[rows] = pack(self._numbers(self._prepared(taken)), self.level)
         return found
 
     def restored(self, vectors: Vectors) -> Floats:
@@ -189,7 +189,10 @@ class Codec:
 
     def prepared(self, vectors: Vectors) -> Floats:
         """Vectors as cells are counted in: cut, rotated, and of unit root mean square where ranges are per vector."""
-        found = np.clip(self._taken(vectors), -LARGE, LARGE)
+        return self._prepared(np.clip(self._taken(vectors), -LARGE, LARGE))
+
+    def _prepared(self, found: Floats) -> Floats:
+        """The same for what `_taken` returns, within LARGE."""
         if self.cut_from is not None:
             found = self.scaled(found[:, : self.kept])
         if self.rotation is not None:
@@ -213,12 +216,17 @@ class Codec:
 
     def numbers(self, vectors: Vectors) -> Bytes:
         """The cell of every value, uint8 (vectors, width)."""
-        values = self.prepared(vectors)
+        return self._numbers(self.prepared(vectors))
+
+    def _numbers(self, values: Floats) -> Bytes:
+        """The cell of every value that `prepared` returns, uint8 (vectors, width)."""
         if self.table is not None:
             return self.table.numbers(values)
         if self.level == "binary":  # a value on the border is 0, as in sentence-transformers
             return (values > (self.low + self.high) / 2).astype(np.uint8)
-        found: Bytes = np.clip(np.floor((values - self.low) / self.cells), 0, TOP[self.level]).astype(np.uint8)
+        cells = np.subtract(values, self.low)
+        cells /= self.cells
+        found: Bytes = np.clip(cells, 0, TOP[self.level], out=cells).astype(np.uint8)  # which cuts off what is behind the point
         return found
 
     def values(self, numbers: Bytes) -> Floats:
@@ -242,7 +250,10 @@ class Codec:
 
 def unit(vectors: Floats) -> Floats:
     """Rows of unit length, float32; infinities count as LARGE, and a zero row stays zero."""
-    return normalized(np.clip(vectors, -LARGE, LARGE)).astype(np.float32)
+    found = np.clip(vectors, -LARGE, LARGE)
+    lengths = np.sqrt(np.einsum("vd,vd->v", found, found, dtype=np.float64))[:, None]
+    np.divide(found, np.where(lengths > 0, lengths, 1), out=found, dtype=np.float64, casting="same_kind")
+    return found
 
 
 def _chunks(rows: int) -> Iterator[slice]:

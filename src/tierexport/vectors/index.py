@@ -14,8 +14,8 @@ from tierexport.vectors.codecs import Codec
 from tierexport.vectors.packing import Bytes, check_codes, unpack
 from tierexport.vectors.storage import to_faiss
 
-CHUNK = 16_384
-"""Vectors that are unpacked together."""
+CHUNK = 4096
+"""Vectors that are unpacked together: few enough to stay in the processor's cache, and enough for a matrix product."""
 
 
 class Index:

@@ -5,6 +5,8 @@ bytes and four to a byte. trinary: five digits to the base of three in a byte,
 the first the lowest. binary: eight to a byte, the first in the highest bit, as numpy and faiss pack them.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -90,15 +92,17 @@ def _regrouped(numbers: Bytes, given: tuple[int, int], wanted: tuple[int, int]) 
     (count, bits), (pieces, wide) = given, wanted
     filled = _filled(numbers, count)
     groups = filled.reshape(len(filled), filled.shape[1] // count, count)
-    words = np.zeros(groups.shape[:2], np.uint32)
+    word: Any = np.uint8 if count * bits <= 8 else np.uint32
+    words = np.zeros(groups.shape[:2], word)
     for place in range(count):
-        words |= groups[:, :, place].astype(np.uint32) << np.uint32(bits * place)
+        words |= groups[:, :, place].astype(word) << word(bits * place)
     found = np.empty((*words.shape, pieces), np.uint8)
     for place in range(pieces):
-        found[:, :, place] = words >> np.uint32(wide * place) & np.uint32((1 << wide) - 1)
+        found[:, :, place] = words >> word(wide * place) & word((1 << wide) - 1)
     return found.reshape(len(found), words.shape[1] * pieces)
 
 
 def _filled(numbers: Bytes, multiple: int) -> Bytes:
     """With columns of zeros up to a multiple."""
-    return np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % multiple)))
+    missing = -numbers.shape[1] % multiple
+    return np.pad(numbers, ((0, 0), (0, missing))) if missing else numbers

@@ -159,7 +159,8 @@ def _overall(found: Moments, far: float) -> Moments:
     middle = 0 if abs(mean) <= far * deviation else mean
     half = max(found.high.max() - middle, middle - found.low.min())
     values = (middle - half, middle + half, middle, np.hypot(deviation, mean - middle))
-    return Moments(*(np.full_like(found.low, value) for value in values))
+    low, high, same, spread = (np.full_like(found.low, value) for value in values)
+    return Moments(low, high, same, spread)
 
 
 def _extremes(found: Moments, level: str, far: float) -> tuple[Doubles, Doubles]:
