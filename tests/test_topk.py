@@ -16,9 +16,14 @@ def test_equals_a_stable_sort_of_everything(documents: int, count: int, chunk: i
     best = TopK(9, min(count, documents))
     for first in range(0, documents, chunk):
         for rows in blocks(9, 4):
-            best.add(rows, first, scores[rows, first : first + chunk])
+            best.add(rows, np.arange(first, documents)[:chunk], scores[rows, first : first + chunk])
     expected = np.argsort(-scores, 1, kind="stable")[:, :count]
     assert np.array_equal(best.rows, expected)
+    backwards = TopK(9, min(count, documents))
+    for first in reversed(range(0, documents, chunk)):
+        for rows in blocks(9, 4):
+            backwards.add(rows, np.arange(first, documents)[:chunk], scores[rows, first : first + chunk])
+    assert np.array_equal(backwards.rows, expected)
     assert np.array_equal(best.scores, np.take_along_axis(scores, expected, 1))
     assert np.array_equal(greatest(scores, count), expected)
 

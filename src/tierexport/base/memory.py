@@ -1,8 +1,14 @@
 """How this process takes large blocks of memory and gives them back."""
 
 import ctypes
+import mmap
 import os
 import sys
+from typing import Any
+
+import numpy as np
+
+from tierexport.base.records import Floats
 
 M_MMAP_THRESHOLD = -3
 """The parameter's number in glibc's malloc.h."""
@@ -21,3 +27,14 @@ def give_back_large_blocks() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def read_rows(array: Floats, rows: slice) -> Floats:
+    """Rows of an array, copied; of a memory map this process keeps nothing else, so that a file's size is not its memory."""
+    found: Floats = np.array(array[rows])
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is not None and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
+    return found

@@ -114,5 +114,5 @@ def _nearest(vectors: Floats, count: int, similarity: Similarity) -> npt.NDArray
     for rows in blocks(len(vectors)):
         scores = similarity.compared(prepared[rows], prepared)
         scores[np.arange(len(scores)), np.arange(rows.start, rows.stop)] = -np.inf  # itself
-        best.add(rows, 0, scores)
+        best.add(rows, np.arange(len(vectors)), scores)
     return best.rows

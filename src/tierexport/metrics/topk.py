@@ -22,8 +22,8 @@ def blocks(count: int, size: int = QUERIES) -> Iterator[slice]:
 class TopK:
     """The `count` greatest scores that each query has had so far, greatest first, and the rows of their documents.
 
-    Of equal scores the row that was added first comes first, as in a stable sort of all of them. Nothing else is kept, so
-    memory is queries × count, and what one call of `add` is given. Scores must not be NaN.
+    Of equal scores that of the lower row comes first, in whatever order documents are added. Nothing else is kept, so memory
+    is queries × count, and what one call of `add` is given. Scores must not be NaN.
     """
 
     def __init__(self, queries: int, count: int, dtype: "npt.DTypeLike" = np.float32) -> None:
@@ -31,27 +31,36 @@ class TopK:
         self.rows: Indices = np.zeros((queries, count), np.int64)
         self._filled = np.zeros(queries, np.int64)
 
-    def add(self, queries: slice, first: int, found: Scores) -> None:
-        """Scores (queries, documents) of the documents from row `first` on; each query gets documents in their order."""
+    def add(self, queries: slice, rows: Indices, found: Scores) -> None:
+        """Scores (queries, documents) of the documents in these rows, int64 (documents,)."""
         if not found.size:
             return
-        best, rows, filled = self.scores[queries], self.rows[queries], int(self._filled[queries].min())
+        best, kept, filled = self.scores[queries], self.rows[queries], int(self._filled[queries].min())
         count = best.shape[1]
-        if filled < count:
-            joined = np.concatenate([best[:, :filled], found], 1)
-            chosen = greatest(joined, count)
-            before = np.take_along_axis(rows, np.minimum(chosen, count - 1), 1)
-            now = chosen.shape[1]
-            rows[:, :now] = np.where(chosen < filled, before, first + chosen - filled)
-            best[:, :now] = np.take_along_axis(joined, chosen, 1)
-            self._filled[queries] = now
-            return
-        better = found > best[:, -1:]  # what only equals the last came later
+        better = _better(best[:, -1:], kept[:, -1:], rows, found) if filled == count else np.ones(found.shape, bool)
         for query in np.flatnonzero(better.any(1)):
             columns = np.flatnonzero(better[query])
-            scores = np.concatenate([best[query], found[query, columns]])
-            order = np.argsort(-scores, kind="stable")[:count]
-            best[query], rows[query] = scores[order], np.concatenate([rows[query], first + columns])[order]
+            scores = np.concatenate([best[query, :filled], found[query, columns]])
+            names = np.concatenate([kept[query, :filled], rows[columns]])
+            chosen = _first(scores, names, count)
+            best[query, : len(chosen)], kept[query, : len(chosen)] = scores[chosen], names[chosen]
+        self._filled[queries] = min(filled + found.shape[1], count)
+
+
+def _better(least: Scores, last: Indices, rows: Indices, found: Scores) -> npt.NDArray[np.bool_]:
+    """Which of the scores (queries, documents) come before the last of each query, (queries, 1)."""
+    better: npt.NDArray[np.bool_] = found > least
+    if rows.min() < last.max():
+        better |= (found == least) & (rows < last)
+    return better
+
+
+def _first(scores: Scores, rows: Indices, count: int) -> Indices:
+    """Where the `count` greatest of some scores are, greatest first, equal ones by their rows; (scores,) both."""
+    places = np.arange(len(scores))
+    if len(scores) > count:
+        places = np.flatnonzero(scores >= np.partition(scores, -count)[-count])
+    return places[np.lexsort((rows[places], -scores[places]))[:count]]
 
 
 def greatest(scores: Scores, count: int) -> Indices:

@@ -45,7 +45,7 @@ class Index:
         """
         best = TopK(len(queries), self._count(count))
         for first, rows, found in self._scored(self._prepared(queries, quantized), QUERIES):
-            best.add(rows, first, found)
+            best.add(rows, np.arange(first, first + found.shape[1]), found)
         return best.scores, best.rows
 
     def _scored(self, prepared: Floats, block: int) -> Iterator[tuple[int, slice, Floats]]:

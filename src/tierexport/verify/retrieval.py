@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytrec_eval
 
 from tierexport.artifact.verdicts import RetrievalVerdict
+from tierexport.base.memory import read_rows
 from tierexport.base.records import Encoded, Floats, RetrievalSet
 from tierexport.metrics.similarity import COSINE, Similarity, cosines
 from tierexport.metrics.topk import TopK, blocks
@@ -33,17 +34,18 @@ def top_documents(
 ) -> tuple[npt.NDArray[np.int64], Floats]:
     """Row numbers and scores, float32, of the `depth` nearest documents per query, best first.
 
-    Both are float32 (rows, dimensions); `documents` may be a memory map. They are compared in blocks, so that memory is
-    bounded by a block of queries · a chunk of documents. As trec_eval does, scores are rounded to float32 before they
-    are compared; equal ones are ordered as the rows in `order` are, or by row number.
+    Both are float32 (rows, dimensions); `documents` may be a memory map, which is read once, from its beginning to its end.
+    They are compared in blocks, so that memory is bounded by a block of queries · a chunk of documents. As trec_eval does,
+    scores are rounded to float32 before they are compared; equal ones are ordered as the rows in `order` are, or by row number.
     """
     order = np.arange(len(documents)) if order is None else order
     best = TopK(len(queries), min(depth, len(documents)))
-    for start in range(0, len(documents), CHUNK_ROWS):
-        chunk = similarity.prepared(np.asarray(documents[order[start : start + CHUNK_ROWS]]))
+    places = np.argsort(order)
+    for here in blocks(len(documents), CHUNK_ROWS):
+        chunk = similarity.prepared(read_rows(documents, here))
         for rows in blocks(len(queries)):
             found = similarity.compared(similarity.prepared(np.asarray(queries[rows])), chunk)
-            best.add(rows, start, found.astype(np.float32))
+            best.add(rows, places[here], found.astype(np.float32))
     return order[best.rows], best.scores
 
 
@@ -188,6 +190,5 @@ def _selected(encoded: Encoded, rows: npt.NDArray[np.bool_]) -> Floats:
 
 def _cosines(reference: Encoded, ours: Encoded) -> Iterator[npt.NDArray[np.float64]]:
     """Cosines of the vectors to the reference's, float64 (rows of a chunk,), chunk after chunk."""
-    for start in range(0, len(reference.vectors), CHUNK_ROWS):
-        chunk = slice(start, start + CHUNK_ROWS)
-        yield cosines(np.asarray(reference.vectors[chunk]), np.asarray(ours.vectors[chunk]))
+    for chunk in blocks(len(reference.vectors), CHUNK_ROWS):
+        yield cosines(read_rows(reference.vectors, chunk), read_rows(ours.vectors, chunk))
