@@ -18,7 +18,7 @@ from tierexport.recipe.schema import recipe_keys
 
 COMMANDS = {name: each for name, each in cli.main.commands.items() if not isinstance(each, click.Group)}
 COMMANDS |= {f"vectors {name}": each for name, each in vectors.commands.items()}
-HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "rich", "scipy", "pydantic")
+HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "rich", "scipy", "pydantic", "ray")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -123,7 +123,7 @@ def test_planning_imports_neither_torch_nor_statistics(tiny_model: Path) -> None
     arguments = ["plan", "three_tier", "--set", f"model={tiny_model}"]
     code = (
         f"import sys\nfrom tierexport.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass\n"
-        "print([name for name in ('torch', 'transformers', 'scipy.stats', 'matplotlib') if name in sys.modules])"
+        "print([name for name in ('torch', 'transformers', 'scipy.stats', 'matplotlib', 'ray') if name in sys.modules])"
     )
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from conftest import ROOT, made_once
+from tierexport.base.cluster import Cluster
 from tierexport.base.errors import MachineError
 from tierexport.base.libraries import import_faiss
 from tierexport.datasets.textfiles import read_records
@@ -146,6 +147,7 @@ MISSING: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "lora": ("peft", lambda _: schedule_for("lora", 1, 1, 0.0, 0)),
     "modelscope": ("modelscope_hub", lambda _: ModelScope("org/name", None, False)),
     "parquet": ("pyarrow", lambda folder: list(read_records(folder / "texts.parquet"))),
+    "ray": ("ray", lambda _: Cluster("")),
 }
 """The library of each extra, and the first step of a command that takes it."""
 

@@ -26,7 +26,7 @@ from tierexport.formats.job import Job
 from tierexport.formats.torchao.format import Torchao
 from tierexport.model import reference
 from tierexport.model.encoder import encode, open_model
-from tierexport.model.reference import ENCODER, Question, Reference, key_of, reference_question
+from tierexport.model.reference import ENCODER, Question, Reference, key_of
 from tierexport.model.source import open_source
 from tierexport.model.vector_store import VectorStore
 from tierexport.quantize.lesson import unread
@@ -146,14 +146,14 @@ def test_no_two_questions_share_a_key(built: Built, tiny_model: Path, tmp_path: 
     copied = tmp_path / "model"
     shutil.copytree(built.folder / "torchao", copied)
     questions = [
-        reference_question(source, "", TEXTS),
-        reference_question(source, "a ", ["sentence"]),
-        reference_question(source, "", ["a sentence"]),
-        reference_question(source, "", ["a ", "sentence"]),
-        reference_question(source, "a sentence", []),
-        reference_question(replace(source, max_tokens=17), "", TEXTS),
-        reference_question(replace(source, pooling="cls"), "", TEXTS),
-        reference_question(replace(source, digest=torchao.digest), "", TEXTS),
+        Reference(source).question("", TEXTS),
+        Reference(source).question("a ", ["sentence"]),
+        Reference(source).question("", ["a sentence"]),
+        Reference(source).question("", ["a ", "sentence"]),
+        Reference(source).question("a sentence", []),
+        Reference(replace(source, max_tokens=17)).question("", TEXTS),
+        Reference(replace(source, pooling="cls")).question("", TEXTS),
+        Reference(replace(source, digest=torchao.digest)).question("", TEXTS),
         asked_of(torchao, "cpu", 128, "", TEXTS),
         asked_of(torchao, "cuda", 128, "", TEXTS),
         asked_of(torchao, "cpu", 12, "", TEXTS),
@@ -168,7 +168,7 @@ def test_no_two_questions_share_a_key(built: Built, tiny_model: Path, tmp_path: 
 
 
 def test_the_libraries_that_tokens_come_from_are_part_of_the_key(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    question = reference_question(open_source(str(tiny_model)), "", TEXTS)
+    question = Reference(open_source(str(tiny_model))).question("", TEXTS)
     before = key_of(question, ENCODER)
     monkeypatch.setattr(reference, "_libraries", lambda: {"tokenizers": "0.0.1"})
     assert key_of(question, ENCODER) != before

@@ -63,7 +63,7 @@ def test_batches_hold_every_text_once_within_the_budget(lengths: list[int], budg
 def test_blocks_don_t_show(minilm: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, texts = open_model(minilm), screen()[:30]
     whole = encoded(model, texts, tmp_path)
-    monkeypatch.setattr("tierexport.model.encoder.BLOCK_TEXTS", 7)
+    monkeypatch.setattr("tierexport.model.encoder.SHARD_TEXTS", 7)
     parts = encoded(model, texts, tmp_path)
     assert np.abs(whole.vectors - parts.vectors).max() < 1e-5
     assert (whole.tokens == parts.tokens).all()

@@ -19,6 +19,7 @@ from tierexport.base.progress import note, stage
 from tierexport.base.records import NO_IMATRIX, Imatrix
 from tierexport.base.registry import FORMATS
 from tierexport.base.stages import Stages
+from tierexport.base.workers import HERE, Workers
 from tierexport.formats import formats_of
 from tierexport.formats.export import export, layers_done
 from tierexport.formats.gguf.imatrix import portable_bytes
@@ -170,9 +171,9 @@ def _write_inputs(work: Path, made: Plan, imatrix: Imatrix, codec: Codec | None)
         write_codec(work / CODEC, codec)
 
 
-def _verified(what: Subject, devices: Sequence[str]) -> Verification:
+def _verified(what: Subject, devices: Sequence[str], workers: Workers = HERE) -> Verification:
     with stage("Verifying") as running:
-        return verify(what, devices, running.say)
+        return verify(what, devices, running.say, workers)
 
 
 def _written(work: Path, done: Outcome, verification: Verification) -> Manifest:
@@ -184,22 +185,23 @@ def _written(work: Path, done: Outcome, verification: Verification) -> Manifest:
 
 
 def verify_again(
-    target: Path, model: str | None, settings: VerifySettings, devices: Sequence[str], codec: Path | None = None
-) -> Verification:
+    target: Path, model: str | None, settings: VerifySettings, devices: Sequence[str], codec: Path | None = None,
+    workers: Workers = HERE,
+) -> Verification:  # fmt: skip
     """Verify an artifact folder, or anybody's GGUF or torchao folder, against an fp32 model.
 
     Of a folder that `build` made, model, gates and codec are known, and retrieval sets and STS pairs unless `settings` has
-    others; its reports are written anew. For what somebody else made `model` has to be named, and `codec` may be.
-    Raises InputError or MachineError.
+    others; its reports are written anew. For what somebody else made `model` has to be named, and `codec` may be. `workers`
+    encode. Raises InputError or MachineError.
     """
     if not (target / MANIFEST).is_file():
-        return _verified(subject.anybodys(target, model, settings, codec), devices)
+        return _verified(subject.anybodys(target, model, settings, codec), devices, workers)
     if codec:
         raise ArtifactError(f"{target} was built by a recipe: how its vectors are stored belongs there, under [vectors]")
     with locked(target, wait=False):
         manifest = read_manifest(target)
         before = proven_files(target, manifest)
-        verification = _verified(subject.of_build(target, manifest, model, settings), devices)
+        verification = _verified(subject.of_build(target, manifest, model, settings), devices, workers)
         if proven_files(target, manifest) != before:
             raise ArtifactError(f"{target} was changed while it was verified: verify it again")
         write_reports(target, manifest, verification, before)
@@ -214,14 +216,16 @@ def compare_folders(folders: Sequence[Path], picture: Path) -> tuple[Compared, .
     return compared
 
 
-def search(model: str, bits: float | None, size: int | None, out: Path | None) -> tuple[Found, Build]:
+def search(model: str, bits: float | None, size: int | None, out: Path | None, workers: Workers = HERE) -> tuple[Found, Build]:
     """Find the best recipe under a budget (`search.find.search`), build and verify it. Raises InputError."""
-    return _built(find.search(model, bits, size, out))
+    return _built(find.search(model, bits, size, out, workers))
 
 
-def search_lossless(model: str, data: Sequence[str], loss: float, out: Path | None) -> tuple[Found, Build]:
+def search_lossless(
+    model: str, data: Sequence[str], loss: float, out: Path | None, workers: Workers = HERE
+) -> tuple[Found, Build]:
     """Find the smallest recipe that retrieval on `data` shows to lose less than `loss` (`search.find`), build and verify it."""
-    return _built(find.search_lossless(model, data, loss, out), f"verify.data={json.dumps(list(data))}")
+    return _built(find.search_lossless(model, data, loss, out, workers), f"verify.data={json.dumps(list(data))}")
 
 
 def _built(found: Found, *overrides: str) -> tuple[Found, Build]:
@@ -233,27 +237,28 @@ def _built(found: Found, *overrides: str) -> tuple[Found, Build]:
     return replace(found, bytes=artifact.bytes, stored_bits=artifact.stored_bits, measured=loss), done
 
 
-def map_model(model: str, picture: Path) -> ModelMap:
+def map_model(model: str, picture: Path, workers: Workers = HERE) -> ModelMap:
     """A model's layers (`search.mapping.map_model`), drawn to `picture`. Raises InputError or MachineError."""
     kind = kind_of(picture)
-    found = mapping.map_model(model)
+    found = mapping.map_model(model, workers)
     write_whole(picture, map_picture(found, kind))
     return found
 
 
 def search_codec(
-    model: str, budget: int, data: Sequence[str], texts: str | None, asymmetric: bool, out: Path, picture: Path
-) -> FoundCodec:
+    model: str, budget: int, data: Sequence[str], texts: str | None, asymmetric: bool, out: Path, picture: Path,
+    workers: Workers = HERE,
+) -> FoundCodec:  # fmt: skip
     """The best codec within so many bytes (`search.codecs`), the frontier drawn to `picture`. Raises InputError."""
     kind = kind_of(picture)
-    found = codecs.search_codec(model, budget, data, texts, asymmetric, out)
+    found = codecs.search_codec(model, budget, data, texts, asymmetric, out, workers)
     write_whole(picture, codecs_picture(found, kind))
     return found
 
 
-def draw_frontier(model: str, picture: Path) -> Frontier:
+def draw_frontier(model: str, picture: Path, workers: Workers = HERE) -> Frontier:
     """Bytes against loss (`search.frontier.frontier`), drawn to `picture`. Raises InputError or MachineError."""
     kind = kind_of(picture)
-    found = frontier.frontier(model)
+    found = frontier.frontier(model, workers)
     write_whole(picture, frontier_picture(found, kind))
     return found

@@ -5,7 +5,7 @@ Heavy imports stay inside the commands, so that `tierexport --help` is instant.
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,11 +21,15 @@ from tierexport.cli.terminal import (
     exit_with,
     json_option,
     model_argument,
+    on_option,
     print_json,
     print_parts,
     say,
 )  # fmt: skip
 from tierexport.cli.vector_commands import vectors
+
+if TYPE_CHECKING:
+    from tierexport.base.workers import Workers
 
 EXIT_STOPPED = 130
 """What shells say of a command that was ended by Ctrl-C: 128 and the signal's number."""
@@ -142,10 +146,12 @@ def build(recipe: Path, out: Path | None, overrides: tuple[str, ...], despite: t
 @click.option("--sts", metavar="FILE", help="Sentence pairs: score, sentence, sentence with tabs between.")
 @click.option("--device", default="cpu,cuda", show_default=True, help="Where to run the artifacts.")
 @click.option("--codec", type=click.Path(path_type=Path), help="Judge vectors as this codec stores them, too.")
+@on_option
 @json_option
 def verify(
-    target: Path, model: str | None, data: tuple[str, ...], sts: str | None, device: str, codec: Path | None, as_json: bool
-) -> None:
+    target: Path, model: str | None, data: tuple[str, ...], sts: str | None, device: str, codec: Path | None,
+    workers: "Workers", as_json: bool,
+) -> None:  # fmt: skip
     """Compare the artifacts at TARGET with the fp32 model: fidelity, retrieval, gates."""
     from tierexport import pipeline
     from tierexport.recipe.schema import VerifySettings
@@ -154,7 +160,7 @@ def verify(
     devices = device.split(",")
     if unknown := set(devices) - set(pipeline.DEVICES):
         raise click.BadParameter(f"{sorted(unknown)[0]!r} is not among {', '.join(pipeline.DEVICES)}", param_hint="--device")
-    found = pipeline.verify_again(target, model, VerifySettings(data, sts), devices, codec)
+    found = pipeline.verify_again(target, model, VerifySettings(data, sts), devices, codec, workers)
     if as_json:
         print_json(found.as_json())
     else:
@@ -183,15 +189,16 @@ def compare(folders: tuple[Path, ...], picture: Path, as_json: bool) -> None:
 @model_argument
 @click.option("--picture", type=click.Path(path_type=Path), default="map.svg", show_default=True, help="svg, png or pdf.")
 @click.option("--toml", "as_toml", is_flag=True, help="Print the [map] part of models/NAME.toml and nothing else.")
+@on_option
 @json_option
-def map_layers(model: str, picture: Path, as_toml: bool, as_json: bool) -> None:
+def map_layers(model: str, picture: Path, as_toml: bool, workers: "Workers", as_json: bool) -> None:
     """Show which layers of MODEL do the work, and what rounding each one alone costs."""
     import tomli_w
 
     from tierexport import pipeline
     from tierexport.report import tables
 
-    found = pipeline.map_model(model, picture)
+    found = pipeline.map_model(model, picture, workers)
     if as_json:
         print_json(found.as_json())
     elif as_toml:
@@ -217,10 +224,11 @@ def map_layers(model: str, picture: Path, as_toml: bool, as_json: bool) -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Recipe to write; MODEL-BUDGET.toml if not given.")
 @click.option("--picture", type=click.Path(path_type=Path), default="frontier.svg", show_default=True, help="Of --frontier.")
+@on_option
 @json_option
 def search(
     model: str, bits: float | None, size: int | None, lossless: bool, loss: float | None, frontier: bool, data: tuple[str, ...],
-    out: Path | None, picture: Path, as_json: bool,
+    out: Path | None, picture: Path, workers: "Workers", as_json: bool,
 ) -> None:  # fmt: skip
     """Find the recipe of the least loss for MODEL within a budget; write it, build it, verify it."""
     from tierexport import pipeline
@@ -232,7 +240,7 @@ def search(
     if (loss is not None or data) and not lossless:
         raise click.UsageError("--loss and --data say what --lossless is: name it, too")
     if frontier:
-        drawn = pipeline.draw_frontier(model, picture)
+        drawn = pipeline.draw_frontier(model, picture, workers)
         if as_json:
             print_json(drawn.as_json())
         else:
@@ -240,9 +248,9 @@ def search(
             click.echo(f"drawn to {picture}")
         return
     if lossless:
-        found, built = pipeline.search_lossless(model, data or ("builtin",), loss or LOSS, out)
+        found, built = pipeline.search_lossless(model, data or ("builtin",), loss or LOSS, out, workers)
     else:
-        found, built = pipeline.search(model, bits, size, out)
+        found, built = pipeline.search(model, bits, size, out, workers)
     if as_json:
         print_json({**found.as_json(), "out": str(built.out), **built.verification.as_json()})
     else:

@@ -5,10 +5,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from tierexport.base.workers import Workers
 
 EXIT_GATE_FAILED = 1
 
@@ -46,6 +49,19 @@ def complete_keys(context: click.Context, _: click.Parameter, typed: str) -> lis
 
 model_argument = click.argument("model", shell_complete=complete("models"))
 create_pr_option = click.option("--create-pr", is_flag=True, help="hf: as a pull request, which somebody there merges.")
+
+
+def _workers(context: click.Context, _: click.Parameter, where: str | None) -> "Workers | None":
+    """What does the work, until the command ends."""
+    from tierexport.base.cluster import workers_on
+
+    return None if context.resilient_parsing else context.with_resource(workers_on(where))
+
+
+on_option = click.option(
+    "--on", "workers", envvar="TIEREXPORT_ON", metavar="ray[:ADDRESS]", callback=_workers,
+    help="Spread the work over a Ray cluster; TIEREXPORT_ON says the same.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tierexport.cli.terminal import examples, json_option, model_argument, print_json, print_parts
+from tierexport.cli.terminal import examples, json_option, model_argument, on_option, print_json, print_parts
 from tierexport.recipe.choices import LEVELS, SCALINGS, WIDEST
+
+if TYPE_CHECKING:
+    from tierexport.base.workers import Workers
 
 
 @click.group(epilog=examples("vectors fit all-MiniLM-L6-v2 --level binary", "vectors eval all-MiniLM-L6-v2 --help"))
@@ -94,15 +97,18 @@ def fit_vectors(model: str, texts: str, count: int, out: Path, as_json: bool, **
 @click.option(
     "--picture", type=click.Path(path_type=Path), default="frontier.svg", show_default=True, help="Bytes against NDCG@10."
 )
+@on_option
 @json_option
 def search_vectors(
-    model: str, budget: int, data: tuple[str, ...], texts: str | None, asymmetric: bool, out: Path, picture: Path, as_json: bool
-) -> None:
+    model: str, budget: int, data: tuple[str, ...], texts: str | None, asymmetric: bool, out: Path, picture: Path,
+    workers: "Workers", as_json: bool,
+) -> None:  # fmt: skip
     """Find the best codec for MODEL's vectors within --bytes, on --data or --texts, or on the built-in set."""
     from tierexport import pipeline
     from tierexport.report import tables
 
-    found = pipeline.search_codec(model, budget, data if data or texts else ("builtin",), texts, asymmetric, out, picture)
+    named = data if data or texts else ("builtin",)
+    found = pipeline.search_codec(model, budget, named, texts, asymmetric, out, picture, workers)
     if as_json:
         print_json({"out": str(out), "picture": str(picture), **found.as_json()})
     else:
@@ -122,12 +128,13 @@ def search_vectors(
 @click.option("--codec", required=True, type=click.Path(path_type=Path), help="What fit or train wrote.")
 @click.option("--queries", is_flag=True, help="The texts are queries, and get their prompt.")
 @click.option("--out", type=click.Path(path_type=Path), default="vectors.safetensors", show_default=True, help="File to write.")
+@on_option
 @json_option
-def encode_vectors(model: str, texts: str, codec: Path, queries: bool, out: Path, as_json: bool) -> None:
+def encode_vectors(model: str, texts: str, codec: Path, queries: bool, out: Path, workers: "Workers", as_json: bool) -> None:
     """Encode TEXTS (a .txt or .jsonl file, or a BEIR folder) with MODEL, and pack the vectors."""
     from tierexport.vectors import commands
 
-    found, count = commands.encode_texts(model, texts, codec, "query" if queries else "passage", out)
+    found, count = commands.encode_texts(model, texts, codec, "query" if queries else "passage", out, workers)
     _say_written(as_json, out, level=found.level, vectors=count, bytes=count * found.bytes)
 
 

@@ -13,15 +13,15 @@ import numpy as np
 from tierexport.base.errors import SourceError
 from tierexport.base.libraries import import_sentence_transformers
 from tierexport.base.records import Encoded, Floats, Source
+from tierexport.metrics.topk import blocks
 from tierexport.model.batches import batches, original_order, prompt_for, token_ids
 from tierexport.model.folder import modules, transformer_folder
-from tierexport.model.vector_store import VectorStore
+from tierexport.model.vector_store import SHARD_TEXTS, VectorStore
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 BLOCK_TEXTS = 4096
-"""Texts that are tokenized and sorted by length together."""
 
 
 def open_model(source: Source, device: str = "cpu") -> "SentenceTransformer":
@@ -96,8 +96,8 @@ def without_memory(config: Any) -> Any:
 def encode(model: "SentenceTransformer", texts: Sequence[str], prompt: str, store: "VectorStore") -> Encoded:
     """Encode `texts`, each prefixed with `prompt`, block by block, so that memory is bounded."""
     started = time.perf_counter()
-    for first in range(0, len(texts), BLOCK_TEXTS):
-        block = texts[first : first + BLOCK_TEXTS]
+    for rows in blocks(len(texts), SHARD_TEXTS):
+        block = texts[rows]
         tokens = token_ids(model, [prompt + text for text in block])
         store.add(tokens, _encode_block(model, block, [len(ids) for ids in tokens], prompt))
     return store.close(time.perf_counter() - started)

@@ -1,17 +1,25 @@
 """Token ids and vectors in a folder, as raw arrays that are written batch by batch and mapped into memory."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tierexport.base.memory import read_rows
 from tierexport.base.records import Encoded, Floats
 from tierexport.metrics.topk import blocks
 
 BLOCK_ROWS = 4096
 """Vectors that are checked together."""
+
+SHARD_TEXTS = 512
+"""Texts that are encoded together, sorted by length, and kept once they are done: wherever that is, it is the same."""
+
+FILES = ("lengths", "tokens", "vectors")
+"""The arrays of a store."""
 
 
 class VectorStore:
@@ -31,6 +39,16 @@ class VectorStore:
         self._append("tokens", np.array([token for ids in tokens for token in ids], np.int32))
         self._append("vectors", np.ascontiguousarray(vectors, np.float32))
         self.texts += len(tokens)
+
+    def join(self, shards: Iterable[Path]) -> Encoded:
+        """Append what lies in other stores' folders, one after the other, and open the files."""
+        seconds = 0.0
+        for shard in shards:
+            for name in FILES:
+                with (self.folder / name).open("ab") as whole, (shard / name).open("rb") as part:
+                    shutil.copyfileobj(part, whole)
+            seconds += float((shard / "seconds").read_text())
+        return self.close(seconds)
 
     def close(self, seconds: float) -> Encoded:
         """Write how long encoding took, and open the files."""
@@ -60,5 +78,5 @@ def _mapped(path: Path, dtype: "np.dtype[Any]") -> "npt.NDArray[Any]":
 
 def not_finite(found: Encoded) -> npt.NDArray[np.int64]:
     """Rows of vectors that hold NaN or infinity, int64; read in chunks, for the vectors may be a memory map."""
-    chunks = [~np.isfinite(found.vectors[rows]).all(1) for rows in blocks(len(found.vectors), BLOCK_ROWS)]
+    chunks = [~np.isfinite(read_rows(found.vectors, rows)).all(1) for rows in blocks(len(found.vectors), BLOCK_ROWS)]
     return np.flatnonzero(np.concatenate(chunks)) if chunks else np.zeros(0, np.int64)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tierexport.base.errors import VectorError
 from tierexport.base.progress import stage
 from tierexport.base.records import Floats
-from tierexport.base.workers import on_cores
+from tierexport.base.workers import HERE, Workers, on_cores
 from tierexport.datasets.calibration import every_text
 from tierexport.recipe.choices import LEVELS, SCALINGS, WIDEST
 from tierexport.recipe.schema import VectorSettings, VerifySettings
@@ -59,14 +59,16 @@ class _Trial:
     recall: float
 
 
-def search_codec(model: str, budget: int, data: Sequence[str], texts: str | None, asymmetric: bool, out: Path) -> FoundCodec:
+def search_codec(
+    model: str, budget: int, data: Sequence[str], texts: str | None, asymmetric: bool, out: Path, workers: Workers = HERE
+) -> FoundCodec:
     """The best codec of at most `budget` bytes for a model's vectors, written to `out`, and a frontier of smaller ones.
 
     `data`: retrieval sets. `texts`: texts that nobody judged, whose answers are fp32's own ten nearest. Of the codecs that find
-    most of fp32's neighbours, the sets' NDCG@10 chooses the best. Raises InputError.
+    most of fp32's neighbours, the sets' NDCG@10 chooses the best. `workers` encode. Raises InputError.
     """
     check_free(out)
-    encoder = open_encoder(model)
+    encoder = open_encoder(model, workers)
     sets = [Texts.of(encoder, each) for each in read_material(VerifySettings(tuple(data))).sets]
     sets += [Texts.ranked(encoder, texts, every_text(texts))] if texts else []
     halves = [_halves(each) for each in sets]

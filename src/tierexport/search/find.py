@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tierexport.base.errors import RecipeError
 from tierexport.base.progress import note, stage
+from tierexport.base.workers import HERE, Workers
 from tierexport.datasets.beir import read_retrieval_set
 from tierexport.model.description import FILE_NAME
 from tierexport.search.found import Found
@@ -19,7 +20,7 @@ LOSS = 0.005
 """The loss of NDCG@10 that the smallest recipe's interval has to exclude, where none is named."""
 
 
-def search(model: str, bits: float | None, size: int | None, out: Path | None) -> Found:
+def search(model: str, bits: float | None, size: int | None, out: Path | None, workers: Workers = HERE) -> Found:
     """The recipe of least predicted loss whose GGUF takes at most `size` bytes, or `bits` per parameter.
 
     It is written to `out`, or to MODEL-BUDGET.toml. Raises InputError for a
@@ -27,19 +28,19 @@ def search(model: str, bits: float | None, size: int | None, out: Path | None) -
     """
     if bits is not None and not 0 < bits <= 32:
         raise RecipeError(f"a budget of {bits} bits per parameter can't be met: name one between 2 and 32")
-    study = Study(model)
+    study = Study(model, workers)
     out = out or Path(f"{study.source.name}-{f'{size}bytes' if size else f'{bits:g}bits'}.toml")
     _check_replaceable(out)
     return study.best(size or int((bits or 0) * study.parameters / 8), out)
 
 
-def search_lossless(model: str, data: Sequence[str], loss: float, out: Path | None) -> Found:
+def search_lossless(model: str, data: Sequence[str], loss: float, out: Path | None, workers: Workers = HERE) -> Found:
     """The smallest recipe for which the 95 % interval of its NDCG@10 less fp32's excludes a loss of `loss`.
 
     `data` names retrieval sets, whose queries are taken together. Sizes are halved until 1 % is left, which supposes that a
     larger budget is never worse; each is rounded as a build would. What more queries would allow is noted. Raises InputError.
     """
-    study = Study(model)
+    study = Study(model, workers)
     out = out or Path(f"{study.source.name}-lossless.toml")
     _check_replaceable(out)
     judge = RetrievalJudge(study.trial.model, study.source, [read_retrieval_set(each) for each in data])

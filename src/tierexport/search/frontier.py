@@ -10,6 +10,7 @@ import numpy as np
 from tierexport.base.progress import stage
 from tierexport.base.records import bits_per_parameter
 from tierexport.base.shipped import shipped
+from tierexport.base.workers import HERE, Workers
 from tierexport.datasets.calibration import screen
 from tierexport.metrics.relative_error import Changes
 from tierexport.metrics.similarity import Similarity, cosines
@@ -24,14 +25,14 @@ CURVE_POINTS = 12
 """Sizes searched along the curve, beside those of the points with names."""
 
 
-def frontier(model: str) -> Frontier:
+def frontier(model: str, workers: Workers = HERE) -> Frontier:
     """Bytes against loss on unseen sentences: searched sizes, shipped recipes, llama.cpp's stock types.
 
     A searched point that bears a name takes at most the size of what else is so named. All have the same importance, are
     written as files, ours as a build would, and judged on the same sentences through llama.cpp. Raises InputError or
     MachineError.
     """
-    study = Study(model)
+    study = Study(model, workers)
     points = _Points(study)
     named = [points.stock(native) for native in STOCK]
     named += [points.built("shipped", path.stem, study.shipped(path)) for path in sorted(shipped("recipes").glob("*.toml"))]

@@ -74,8 +74,8 @@ def measure(
     `trial` and `calibrated` are called when something has to be measured. `progress`: called with the number of groups done
     since the last call.
     """
-    names = {group.name: f"effects-{value_digest([key, group.name])[:16]}" for group in groups}
-    waiting = [group for group in groups if (stages.record(names[group.name]) or {}).get("key") != key]
+    names = {group.name: _stage_of(group, key) for group in groups}
+    waiting = unmeasured(groups, stages, key)
     progress(len(groups) - len(waiting))
     if waiting:
         measuring = trial()
@@ -88,6 +88,15 @@ def measure(
                     stages.run(names[group.name], key, partial(_measure, measuring, group, seen))
                     progress(1)
     return joined({name: stages.root / stage for name, stage in names.items()})
+
+
+def unmeasured(groups: Sequence[Group], stages: Stages, key: str) -> list[Group]:
+    """The groups that have no effects in `stages` yet."""
+    return [group for group in groups if (stages.record(_stage_of(group, key)) or {}).get("key") != key]
+
+
+def _stage_of(group: Group, key: str) -> str:
+    return f"effects-{value_digest([key, group.name])[:16]}"
 
 
 def _weights(trial: TrialModel, group: Group) -> frozenset[str]:

@@ -2,10 +2,10 @@
 
 import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
@@ -14,6 +14,7 @@ from tierexport.base.files import write_whole
 from tierexport.base.progress import stage
 from tierexport.base.records import Imatrix, Text, bits_per_parameter
 from tierexport.base.stages import Stages, stage_key
+from tierexport.base.workers import HERE, Workers, check_keys
 from tierexport.datasets.calibration import every_text, spread, texts_digest
 from tierexport.formats import formats_of
 from tierexport.formats.export import export, round_by_layers, tunable_of
@@ -33,7 +34,7 @@ from tierexport.search import recipes
 from tierexport.search.allocate import allocate
 from tierexport.search.effects import Choice, Effects
 from tierexport.search.found import Found
-from tierexport.search.groups import group_bytes, groups_of, types_of
+from tierexport.search.groups import Group, group_bytes, groups_of, types_of
 from tierexport.search.stock import quantize_stock
 from tierexport.search.trial import TrialModel
 
@@ -59,14 +60,19 @@ LONGEST_TEXT = 300
 class Study:
     """A model with all that trials on it need; what is slow is computed at first use."""
 
-    def __init__(self, model: str) -> None:
-        self.format = Gguf()
+    def __init__(self, model: str, workers: Workers = HERE) -> None:
+        """`workers`: what runs trials."""
+        self.format, self.workers = Gguf(), workers
         self.model = str(Path(model).resolve()) if Path(model).is_dir() else model
         with stage("Looking at the model"):
             self.source = open_source(self.model)
             self.tensors = self.format.tensors(self.source)
         self.groups = groups_of(self.tensors)
         self.parameters = sum(tensor.parameters for tensor in self.tensors)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to a worker, it is opened there."""
+        return Study, (self.model,)
 
     def best(self, budget: int, out: Path) -> Found:
         """The best recipe for a budget of bytes, written to `out`. Raises InputError when nothing fits."""
@@ -172,14 +178,33 @@ class Study:
     @functools.cached_property
     def effects(self) -> Effects:
         """What every group does at every type, from the cache or measured now."""
+        from tierexport.search.measure import unmeasured
+
+        waiting = unmeasured(self.groups, source_stages(self.source), self._effects_key)
+        with stage("Measuring what each group costs") as running:
+            if self.workers.count > 1 and waiting:
+                parts = _by_layer(waiting)
+                running.total(len(parts))
+                check_keys(self.workers.map(self._kept, parts, running.step), [self._effects_key] * len(parts))
+                return self._measured(self.groups, lambda _: None)
+            running.total(len(self.groups))
+            return self._measured(self.groups, running.step)
+
+    def _kept(self, groups: Sequence[Group]) -> str:
+        """What a worker does: the effects of groups are in the cache afterwards, for the key that is returned."""
+        self._measured(groups, lambda _: None)
+        return self._effects_key
+
+    def _measured(self, groups: Sequence[Group], progress: Callable[[int], None]) -> Effects:
         from tierexport.search.measure import measure
 
+        return measure(groups, lambda: self.trial, self._calibrated, source_stages(self.source), self._effects_key, progress)
+
+    @functools.cached_property
+    def _effects_key(self) -> str:
+        """What the effects depend on."""
         read = [texts_digest(each, "builtin") for each in (self.texts, self._read)]
-        key = stage_key("tierexport.search.measure", read, self.imatrix.dataset, archive.tools())
-        with stage("Measuring what each group costs") as running:
-            running.total(len(self.groups))
-            stages = source_stages(self.source)
-            return measure(self.groups, lambda: self.trial, self._calibrated, stages, key, running.step)
+        return stage_key("tierexport.search.measure", read, self.imatrix.dataset, archive.tools())
 
     def _calibrated(self) -> "Calibrated":
         """What rounding takes of the model, as a build would."""
@@ -187,6 +212,14 @@ class Study:
 
         made, model = self.plan({group.name: types_of(group)[0] for group in self.groups}, "rounding"), open_model(self.source)
         return Calibrated(model, self._read, frozenset(tunable_of(self.format, Job(made.formats[0], made), model)))
+
+
+def _by_layer(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups of a layer together, which see the same inputs; each that is in none alone."""
+    found: dict[int | str, list[Group]] = {}
+    for group in groups:
+        found.setdefault(group.name if group.layer is None else group.layer, []).append(group)
+    return list(found.values())
 
 
 def types_in(choice: Choice) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from tierexport.artifact.folder import CODEC
 from tierexport.artifact.manifest import MANIFEST
 from tierexport.base.errors import VectorError
+from tierexport.base.workers import HERE, Workers
 from tierexport.datasets.calibration import calibration_texts, texts_in
 from tierexport.recipe.schema import VectorSettings
 from tierexport.vectors.codecs import Codec
@@ -28,18 +29,18 @@ def fit_codec(model: str, settings: VectorSettings, texts: str, count: int, out:
     return codec
 
 
-def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path) -> tuple[Codec, int]:
+def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path, workers: Workers = HERE) -> tuple[Codec, int]:
     """Texts as codes in one safetensors file beside the codec, row n being text n; the codec and how many there are.
 
-    Raises VectorError for another model's codec, for queries where it leaves them unquantized, and where `out` is something
-    else than a codec.
+    `workers` encode. Raises VectorError for another model's codec, for queries where it leaves them unquantized, and where
+    `out` is something else than a codec.
     """
     check_free(out)
     found, _ = read_codec(codec)
     if found.asymmetric and kind == "query":
         raise VectorError(f"{codec} leaves queries unquantized: search with the model's own vectors of them")
     chosen = texts_in(texts, kind)
-    encoder = open_encoder(model)
+    encoder = open_encoder(model, workers)
     encoder.check(found)
     codes = found.coded(encoder.vectors("texts", kind, chosen))
     write_codec(out, found, codes)

@@ -10,6 +10,7 @@ from tierexport.artifact.folder import CODEC
 from tierexport.base.errors import VectorError
 from tierexport.base.progress import stage
 from tierexport.base.records import Floats, Source
+from tierexport.base.workers import HERE, Workers
 from tierexport.metrics.similarity import Similarity, normalized
 from tierexport.model.reference import Reference
 from tierexport.model.source import open_source
@@ -29,9 +30,10 @@ ALIKE = 0.9
 class Encoder:
     """A model's fp32 vectors, from the cache where they are there."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, workers: Workers = HERE) -> None:
+        """`workers`: what encodes."""
         self.source = source
-        self.reference = Reference(source, lambda _: None)
+        self.reference = Reference(source, workers=workers)
         self.similarity = Similarity.of(source)
 
     def compared(self, what: str, kind: str, texts: Sequence[str]) -> Floats:
@@ -44,8 +46,9 @@ class Encoder:
 
     def vectors(self, what: str, kind: str, texts: Sequence[str]) -> Floats:
         """The same as they come from the model, of any length, mapped from the cache."""
-        with stage(f"Encoding {what}"):
-            return self.reference.encode(what, kind, list(texts)).vectors
+        with stage(f"Encoding {what}") as running:
+            self.reference.say = running.say
+            return self.reference.encode(what, kind, texts).vectors
 
     def fit(self, settings: VectorSettings, texts: Sequence[str]) -> Codec:
         """A codec whose bounds suit this model's vectors of texts, each prompted as a passage. Raises VectorError."""
@@ -95,10 +98,10 @@ def codec_similarity(similarity: Similarity) -> str:
     return similarity.name if similarity.lengths_count else "cosine"
 
 
-def open_encoder(model: str) -> Encoder:
+def open_encoder(model: str, workers: Workers = HERE) -> Encoder:
     """The encoder of a model, named as on the command line. Raises SourceError."""
     with stage("Looking at the model"):
-        return Encoder(open_source(str(Path(model).resolve()) if Path(model).is_dir() else model))
+        return Encoder(open_source(str(Path(model).resolve()) if Path(model).is_dir() else model), workers)
 
 
 def output_codec(made: Plan) -> Codec | None:

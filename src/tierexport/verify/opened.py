@@ -5,8 +5,10 @@ format's reader with everything that it imports; what only judges or shows them 
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tierexport.base.digests import file_digest, folder_digests, value_digest
 from tierexport.base.errors import ArtifactError
@@ -50,17 +52,23 @@ class OpenArtifact:
         self.format = format_named(artifact.format)
         self._reader = self.format.open(artifact.path, device)
         self._digest = functools.cache(lambda: artifact.digest)
+        self.code = self.format.reader
 
-    def encode(self, name: str, kind: str, texts: list[str]) -> Encoded:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to a worker, it is opened there, which knows where texts are cut, so that fp32 need not be opened for that."""
+        known = replace(self.reference.source, max_tokens=self.reference.max_tokens)
+        return OpenArtifact, (self.artifact, self.device, Reference(known))
+
+    def encode(self, name: str, kind: str, texts: Sequence[str]) -> Encoded:
         """Vectors of texts, prompted and cut as the reference's; `name` is what is said of them.
 
         Raises ArtifactError where the artifact fails.
         """
-        self.reference.say(f"{self.artifact.format} on {self.device}: {name}")
-        prompt = self.reference.prompts[kind]
-        return answered(self.question(prompt, texts), self.format.reader, lambda folder: self.made(texts, prompt, folder))
+        what, prompt = f"{self.artifact.format} on {self.device}: {name}", self.reference.prompts[kind]
+        workers, gpu = self.reference.workers, self.device == "cuda"
+        return answered(self, prompt, texts, workers, lambda done: self.reference.say(f"{what}{done}"), gpu)
 
-    def question(self, prompt: str, texts: list[str]) -> Question:
+    def question(self, prompt: str, texts: Sequence[str]) -> Question:
         """What is asked of the artifact, in full."""
         return {
             "of": "an artifact",
@@ -69,10 +77,10 @@ class OpenArtifact:
             "limit": self.reference.max_tokens,
             "device": self.device,
             "prompt": prompt,
-            "texts": texts,
+            "texts": list(texts),
         }
 
-    def made(self, texts: list[str], prompt: str, folder: Path) -> Encoded:
+    def made(self, texts: Sequence[str], prompt: str, folder: Path) -> Encoded:
         """The vectors, made now and written to a folder."""
         return self._reader.encode(texts, prompt, self.reference.max_tokens, folder)
 

@@ -13,6 +13,7 @@ import numpy as np
 from tierexport.artifact.verdicts import ProbeVerdict, Verdict, Verification
 from tierexport.base.errors import ArtifactError, MachineError
 from tierexport.base.records import Encoded
+from tierexport.base.workers import HERE, Workers
 from tierexport.formats import format_named
 from tierexport.metrics.similarity import Similarity, cosines
 from tierexport.model.encoder import encode
@@ -29,13 +30,15 @@ from tierexport.verify.speed import Speed, side_by_side
 from tierexport.verify.subject import Subject
 
 
-def verify(what: Subject, devices: Sequence[str], say: Callable[[str], None] = lambda _: None) -> Verification:
+def verify(
+    what: Subject, devices: Sequence[str], say: Callable[[str], None] = lambda _: None, workers: Workers = HERE
+) -> Verification:
     """A verdict on every artifact on every device, and on every gate; with a codec, another on the vectors as it stores them.
 
     An artifact that can't be opened or dies is "failed" with the reason, and the others are still
-    judged. `say`: called with what is being encoded. Raises SourceError when the fp32 model can't be run.
+    judged. `say`: called with what `workers` are encoding. Raises SourceError when the fp32 model can't be run.
     """
-    judging = _Judging(Reference(what.source, say), what.material, what.codec)
+    judging = _Judging(Reference(what.source, say, workers), what.material, what.codec)
     verdicts = [each for artifact in what.artifacts for device in devices for each in judging.verdicts(artifact, device)]
     reference = f"fp32 {what.source.name}, sentence-transformers, cpu"
     return Verification(reference, tuple(verdicts), gates.judge(what.gates, verdicts), what.source.similarity)
@@ -70,11 +73,11 @@ class _Judging:
 
     def reference_of(self, group: TextGroup) -> Encoded:
         """What fp32 makes of a group of texts."""
-        return self.reference.encode(group.name, group.kind, list(group.texts))
+        return self.reference.encode(group.name, group.kind, group.texts)
 
     def _encoded(self, opened: OpenArtifact, expected: Encodings) -> Encodings:
         """What an artifact makes of the texts. Raises ArtifactError where it fails, or is of another model."""
-        found = Encodings.of(self.material, lambda group: opened.encode(group.name, group.kind, list(group.texts)))
+        found = Encodings.of(self.material, lambda group: opened.encode(group.name, group.kind, group.texts))
         for theirs, ours in zip(expected.every, found.every, strict=True):
             fidelity.check_shape(opened.artifact.path.name, theirs, ours)
         return found
