@@ -23,7 +23,7 @@ def main(model: str) -> None:
     rows = []
     for _ in range(ALLOCATIONS):
         choice = {name: found[int(generator.integers(len(found)))] for name, found in study.effects.options.items()}
-        _, built = study.as_built(study.plan(types_in(choice), "trial"))
+        built = study.as_built(study.plan(types_in(choice), "trial"))
         losses = [float(trial.loss(trial.encode(built)).mean()) for trial in (study.trial, unseen)]
         rows.append((study.effects.predicted(choice), sum(option.loss for option in choice.values()), *losses))
         print("predicted {:.5f}, the sum of losses alone {:.5f}; measured {:.5f}, on unseen sentences {:.5f}".format(*rows[-1]))

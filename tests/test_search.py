@@ -30,13 +30,14 @@ from tierexport.model.description import describe
 from tierexport.model.source import open_source
 from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.search import recipes
-from tierexport.search.allocate import allocate
+from tierexport.search.allocate import Budget, allocate, least_price
 from tierexport.search.effects import Effects, Option
 from tierexport.search.groups import group_bytes, types_of
 from tierexport.search.layer_map import layer_sensitivity
 from tierexport.search.lossless import RetrievalJudge
 from tierexport.search.stock import quantize_stock
 from tierexport.search.study import Study, types_in
+from tierexport.search.times import times_of
 from tierexport.verify.intervals import Difference
 
 
@@ -84,11 +85,57 @@ def test_the_allocation_is_the_best_of_all(seed: int, alike: float) -> None:
         for choice in itertools.product(*options.values())
         if sum(option.bytes for option in choice) <= budget - 77
     ]
-    found = allocate(effects, budget, fixed=77)
-    assert effects.predicted(found) == pytest.approx(min(every), rel=0.01 if alike else 1e-9)
+    bytes_taken = np.array([[option.bytes for _, option in effects.rows]], float)
+    found = allocate(effects, Budget(bytes_taken, np.array([budget - 77])))
+    assert found and effects.predicted(found) == pytest.approx(min(every), rel=0.01 if alike else 1e-9)
     assert sum(option.bytes for option in found.values()) + 77 <= budget
-    with pytest.raises(InputError, match=f"at its smallest type it takes {smallest + 77:,}"):
-        allocate(effects, smallest + 76, fixed=77)
+    assert allocate(effects, Budget(bytes_taken, np.array([smallest - 1]))) is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_allocation_keeps_two_budgets(seed: int) -> None:
+    """Against every allocation within both, to which exchanges come near; and the least time within the bytes exactly."""
+    effects = random_effects(seed, 0)
+    generator = np.random.default_rng(seed)
+    prices = np.array([[option.bytes for _, option in effects.rows], generator.uniform(0.1, 1, len(effects.rows))])
+    number = {id(option): row for row, (_, option) in enumerate(effects.rows)}
+    every = [[number[id(option)] for option in choice] for choice in itertools.product(*effects.options.values())]
+    spent = np.array([prices[:, rows].sum(1) for rows in every])
+    lost = np.array([effects.gram[np.ix_(rows, rows)].sum() / 2 for rows in every])
+    most = np.quantile(spent[:, 0], 0.5)
+    fastest = least_price(effects, Budget(prices, np.array([most, np.inf])), 1)
+    assert fastest is not None and fastest == pytest.approx(spent[spent[:, 0] <= most, 1].min())
+    best = np.where(spent[:, 0] <= most, lost, np.inf).argmin()
+    limits = np.array([most, (fastest + spent[best, 1]) / 2])  # less time than the best takes of these bytes
+    found = allocate(effects, Budget(prices, limits))
+    assert found is not None
+    taken = [number[id(option)] for option in found.values()]
+    assert (prices[:, taken].sum(1) <= limits).all()
+    assert lost[best] < effects.predicted(found)
+    assert effects.predicted(found) == pytest.approx(lost[(spent <= limits).all(1)].min(), rel=0.1)
+    assert allocate(effects, Budget(prices, np.array([most, 0.999 * fastest]))) is None
+
+
+def test_a_search_keeps_to_a_time(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Types of other speeds than this machine's, so that what is chosen is known; and this machine's, measured."""
+    measured = times_of(study)
+    assert measured.keys() >= {"F32", "IQ4_NL"} and all(0.05 < each < 20 for each in measured.values())
+    assert times_of(study) == measured  # kept
+    free = study.best(3_000_000, tmp_path / "free.toml")
+    slow = max(set(free.types.values()) - {"Q8_0"}, key=list(free.types.values()).count)
+    fake = {each.native: 1.0 for _, each in study.effects.rows} | {slow: 9.0}
+    monkeypatch.setattr(study, "_times", fake, raising=False)
+    fast = study.best(3_000_000, tmp_path / "fast.toml", 1.0)
+    assert slow not in {fast.types[group.name] for group in study.groups if group.layer is not None}
+    assert fast.time == pytest.approx(1) and fast.bytes <= 3_000_000 and fast.predicted > free.predicted
+    assert "1.00 of the time of Q8_0" in (tmp_path / "fast.toml").read_text()
+    with pytest.raises(InputError, match=r"takes 0.5 of the time of Q8_0 on this machine: the fastest takes 1.00"):
+        study.best(3_000_000, tmp_path / "none.toml", 0.5)
+
+
+def test_a_time_alone_is_no_budget(tiny_model: Path) -> None:
+    assert run("search", tiny_model, "--lossless", "--max-time", "0.8").exit_code == 2
+    assert "a time goes with a size" in run("quantize", tiny_model, "--max-time", "0.8").stderr
 
 
 # --- what is measured is what a file would hold
@@ -127,7 +174,7 @@ def test_predictions_are_what_a_build_loses(study: Study) -> None:
     """Random allocations as a build rounds them, on the same texts: it loses less, later layers making up for earlier ones."""
     choices = [random_choice(study.effects, seed) for seed in range(20, 32)]
     expected = [study.effects.predicted(choice) for choice in choices]
-    built = [study.as_built(study.plan(types_in(choice), "trial"))[1] for choice in choices]
+    built = [study.as_built(study.plan(types_in(choice), "trial")) for choice in choices]
     measured = [float(study.trial.loss(study.trial.encode(model)).mean()) for model in built]
     assert stats.spearmanr(expected, measured).statistic >= 0.9
     assert 0.4 < np.median(np.array(measured) / expected) < 1.1
@@ -240,7 +287,7 @@ def test_lossless_is_the_smallest_whose_interval_excludes_the_loss(tiny_model: P
     assert len(judge.reference) == len(queries) + len(queries[::2])
 
     def judged(types: Mapping[str, str]) -> Difference:
-        return judge.difference(study.as_built(study.plan(types, "judged"))[1])
+        return judge.difference(study.as_built(study.plan(types, "judged")))
 
     loss = -judged(types_in(study.within(study.smallest))).ci_low / 2
     assert loss > 0

@@ -43,6 +43,7 @@ def quantize(
     *,
     bits: float | None = None,
     like: str | None = None,
+    max_time: float | None = None,
     formats: Sequence[str] = ("gguf",),
     texts: str | Path | None = None,
     data: Sequence[str | Path] = ("builtin",),
@@ -57,7 +58,8 @@ def quantize(
     `model`: a folder, `ORG/NAME` of a hub, `pypi:PACKAGE`, a name in `models/`, or a `SentenceTransformer` in memory, which
     is saved in the cache and called `name`. The GGUF takes no more than `size` ("16MB", or bytes), `bits` per parameter, or
     llama-quantize's file of the type `like` ("Q4_K_M"); without any of them it is the smallest whose retrieval on `data`
-    is shown to lose less than 0.005 of NDCG@10. `texts` are calibrated on, `data` scored; `base_model` is what a model in a
+    is shown to lose less than 0.005 of NDCG@10. `max_time` is how long llama.cpp may take with it on this machine, as a
+    share of what it takes with a file of Q8_0. `texts` are calibrated on, `data` scored; `base_model` is what a model in a
     folder or in memory was made from. The artifact folder is `out`, or artifacts/MODEL-TIER_SIZE. It is published only if
     all gates hold.
     """
@@ -76,6 +78,7 @@ def quantize(
         str(texts) if texts else None,
         tuple(map(str, data)),
         base_model,
+        max_time,
     )
     (made,), _ = quantizing.quantize([asked], Path(out) if out else None, push, create_pr)
     return made

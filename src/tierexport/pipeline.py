@@ -216,9 +216,11 @@ def compare_folders(folders: Sequence[Path], picture: Path) -> tuple[Compared, .
     return compared
 
 
-def search(model: str, bits: float | None, size: int | None, out: Path | None, workers: Workers = HERE) -> tuple[Found, Build]:
+def search(
+    model: str, bits: float | None, size: int | None, out: Path | None, workers: Workers = HERE, max_time: float | None = None
+) -> tuple[Found, Build]:
     """Find the best recipe under a budget (`search.find.search`), build and verify it. Raises InputError."""
-    return _built(find.search(model, bits, size, out, workers))
+    return _built(find.search(model, bits, size, out, workers, max_time))
 
 
 def search_lossless(

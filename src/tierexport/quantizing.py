@@ -84,7 +84,7 @@ def _quantized(asked: Request, budget: int, out: Path, source: Source) -> Quanti
     with tempfile.TemporaryDirectory() as scratch:
         recipe = Path(scratch) / f"{tag_of(budget)}.toml"
         if budget:
-            found = find.search(asked.model, None, budget, recipe)
+            found = find.search(asked.model, None, budget, recipe, max_time=asked.max_time)
         else:
             found = find.search_lossless(asked.model, asked.data, find.LOSS, recipe)
         write_whole(recipe, tomli_w.dumps(asked.completed(load_document(recipe), source)))

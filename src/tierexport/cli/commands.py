@@ -20,6 +20,7 @@ from tierexport.cli.terminal import (
     examples,
     exit_with,
     json_option,
+    max_time_option,
     model_argument,
     on_option,
     print_json,
@@ -216,6 +217,7 @@ def map_layers(model: str, picture: Path, as_toml: bool, workers: "Workers", as_
 @model_argument
 @click.option("--bits", type=click.FloatRange(0, min_open=True), help="Budget: stored bits per parameter, of the whole file.")
 @click.option("--bytes", "size", type=click.IntRange(1), help="Budget: bytes of the whole file.")
+@max_time_option
 @click.option("--lossless", is_flag=True, help="The smallest file whose retrieval on --data is shown to lose less than --loss.")
 @click.option("--loss", type=click.FloatRange(0, 1, min_open=True), help="Of --lossless: NDCG@10 to lose at most; 0.005.")
 @click.option("--frontier", is_flag=True, help="Draw bytes against loss instead, beside llama.cpp's own types.")
@@ -227,8 +229,8 @@ def map_layers(model: str, picture: Path, as_toml: bool, workers: "Workers", as_
 @on_option
 @json_option
 def search(
-    model: str, bits: float | None, size: int | None, lossless: bool, loss: float | None, frontier: bool, data: tuple[str, ...],
-    out: Path | None, picture: Path, workers: "Workers", as_json: bool,
+    model: str, bits: float | None, size: int | None, max_time: float | None, lossless: bool, loss: float | None,
+    frontier: bool, data: tuple[str, ...], out: Path | None, picture: Path, workers: "Workers", as_json: bool,
 ) -> None:  # fmt: skip
     """Find the recipe of the least loss for MODEL within a budget; write it, build it, verify it."""
     from tierexport import pipeline
@@ -239,6 +241,8 @@ def search(
         raise click.UsageError("name one of --bits, --bytes, --lossless and --frontier")
     if (loss is not None or data) and not lossless:
         raise click.UsageError("--loss and --data say what --lossless is: name it, too")
+    if max_time is not None and bits is None and size is None:
+        raise click.UsageError("--max-time goes with --bits or --bytes: name one, too")
     if frontier:
         drawn = pipeline.draw_frontier(model, picture, workers)
         if as_json:
@@ -250,7 +254,7 @@ def search(
     if lossless:
         found, built = pipeline.search_lossless(model, data or ("builtin",), loss or LOSS, out, workers)
     else:
-        found, built = pipeline.search(model, bits, size, out, workers)
+        found, built = pipeline.search(model, bits, size, out, workers, max_time)
     if as_json:
         print_json({**found.as_json(), "out": str(built.out), **built.verification.as_json()})
     else:

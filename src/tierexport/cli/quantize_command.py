@@ -9,6 +9,7 @@ from tierexport.cli.terminal import (
     examples,
     exit_with,
     json_option,
+    max_time_option,
     model_argument,
     print_json,
     print_parts,
@@ -28,6 +29,7 @@ from tierexport.cli.terminal import (
 @click.option("--sizes", metavar="SIZE,SIZE…", help="Several sizes, which --push puts into one repository.")
 @click.option("--bits", type=float, help="The same in bits per parameter, of the whole file.")
 @click.option("--like", metavar="TYPE", help="No more than llama-quantize's file of a type, as Q4_K_M.")
+@max_time_option
 @click.option("--formats", default="gguf", show_default=True, help="gguf, or gguf,torchao.")
 @click.option("--texts", metavar="FILE", help="What to calibrate on: a .txt or .jsonl file, or a BEIR folder.")
 @click.option("--data", multiple=True, metavar="SET", help="A BEIR folder or ORG/NAME to score; may be given several times.")
@@ -37,8 +39,9 @@ from tierexport.cli.terminal import (
 @create_pr_option
 @json_option
 def quantize(
-    model: str, size: str | None, sizes: str | None, bits: float | None, like: str | None, formats: str, texts: str | None,
-    data: tuple[str, ...], base_model: str | None, out: Path | None, push: str | None, create_pr: bool, as_json: bool,
+    model: str, size: str | None, sizes: str | None, bits: float | None, like: str | None, max_time: float | None, formats: str,
+    texts: str | None, data: tuple[str, ...], base_model: str | None, out: Path | None, push: str | None, create_pr: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Make MODEL small and prove what it is worth: search for the best types, build, verify, publish.
 
@@ -52,7 +55,7 @@ def quantize(
     if size and sizes:
         raise click.UsageError("name --size or --sizes, not both")
     named = [parse_size(each) for each in (size or sizes or "").split(",")] if size or sizes else [None]
-    more = (bits, like, tuple(formats.split(",")), texts, data or ("builtin",), base_model)
+    more = (bits, like, tuple(formats.split(",")), texts, data or ("builtin",), base_model, max_time)
     made, published = quantizing.quantize([Request(model, each, *more) for each in named], out, push, create_pr)
     say(made[0].build.manifest.model.note)
     if as_json:

@@ -62,6 +62,10 @@ on_option = click.option(
     "--on", "workers", envvar="TIEREXPORT_ON", metavar="ray[:ADDRESS]", callback=_workers,
     help="Spread the work over a Ray cluster; TIEREXPORT_ON says the same.",
 )  # fmt: skip
+max_time_option = click.option(
+    "--max-time", type=click.FloatRange(0, min_open=True), metavar="SHARE",
+    help="Budget, too: the time of llama.cpp on this machine, as a share of that of Q8_0.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
 

@@ -1,4 +1,4 @@
-"""Spends a budget of bytes: one type per group, such that the predicted loss of all together is least.
+"""Spends a budget of bytes, and of time: one type per group, such that the predicted loss of all together is least.
 
 First the least sum of what each costs alone, solved exactly as an integer program. From there one or two groups at a time
 change their types as long as the predicted loss, interactions included, falls: a quadratic problem, whose optimum is not
@@ -6,15 +6,18 @@ guaranteed to be found.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from tierexport.base.errors import InputError
 from tierexport.search.effects import Choice, Effects, Option
 
 SCALE = 1e6
 """Losses are about 1e-5; the solver's tolerances are meant for numbers about 1."""
+
+INFEASIBLE = 2
+"""The status of scipy's milp for a problem that nothing solves."""
 
 LEAST_GAIN = 1e-6
 """Share of the loss that an exchange has to win: less is not told from rounding errors."""
@@ -23,33 +26,50 @@ Taken = npt.NDArray[np.int64]
 """The row of the option that each group takes."""
 
 
-def allocate(effects: Effects, budget: int, fixed: int = 0) -> Choice:
-    """The option of each group, within `budget` bytes, of which `fixed` are spent.
-
-    Raises InputError, with the smallest possible size, when nothing fits.
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent: of each row of `prices`, float64 (budgets, options), in the order of the effects' rows, the sum over
+    the options taken is at most its limit, float64 (budgets,).
     """
-    smallest = fixed + sum(min(each.bytes for each in found) for found in effects.options.values())
-    if budget < smallest:
-        raise InputError(f"{budget:,} bytes are too few: with every tensor at its smallest type it takes {smallest:,}")
-    problem = _Problem(effects, budget - fixed)
-    return {effects.rows[row][0]: effects.rows[row][1] for row in problem.exchanged(_separate(effects.rows, budget - fixed))}
+
+    prices: npt.NDArray[np.float64]
+    limits: npt.NDArray[np.float64]
 
 
-def _separate(rows: Sequence[tuple[str, Option]], budget: int) -> Taken:
-    """What is taken if losses simply add: the multiple-choice knapsack problem as an integer program."""
+def allocate(effects: Effects, budget: Budget) -> Choice | None:
+    """The option of each group, within the budget; None where nothing is."""
+    separate = _least(effects.rows, np.array([option.loss * SCALE for _, option in effects.rows]), budget)
+    if separate is None:
+        return None
+    return {effects.rows[row][0]: effects.rows[row][1] for row in _Problem(effects, budget).exchanged(separate)}
+
+
+def least_price(effects: Effects, budget: Budget, number: int) -> float | None:
+    """The least that can be spent of one budget within the others; None where nothing is within them."""
+    others = np.arange(len(budget.limits)) != number
+    taken = _least(effects.rows, budget.prices[number], Budget(budget.prices[others], budget.limits[others]))
+    return None if taken is None else float(budget.prices[number, taken].sum())
+
+
+def _least(rows: Sequence[tuple[str, Option]], costs: npt.NDArray[np.float64], budget: Budget) -> Taken | None:
+    """What is taken if costs, float64 (options,), are to add up to the least: a multiple-choice knapsack problem as an integer
+    program. None where nothing is within the budget.
+    """
     from scipy import optimize
 
     groups = _groups(rows)
     one_each = np.zeros((groups[-1] + 1, len(rows)))
     one_each[groups, range(len(rows))] = 1
-    sizes = np.array([[option.bytes for _, option in rows]], float)
+    within = [optimize.LinearConstraint(budget.prices, -np.inf, budget.limits)] if len(budget.limits) else []
     solved = optimize.milp(
-        [option.loss * SCALE for _, option in rows],
-        constraints=[optimize.LinearConstraint(one_each, 1, 1), optimize.LinearConstraint(sizes, 0, budget)],
+        costs,
+        constraints=[optimize.LinearConstraint(one_each, 1, 1), *within],
         integrality=np.ones(len(rows)),
         bounds=optimize.Bounds(0, 1),
         options={"mip_rel_gap": 0},
     )
+    if solved.status == INFEASIBLE:
+        return None
     if solved.x is None:
         raise RuntimeError(f"the solver failed: {solved.message}")
     return np.flatnonzero(solved.x > 0.5)
@@ -62,11 +82,10 @@ def _groups(rows: Sequence[tuple[str, Option]]) -> Taken:
 
 
 class _Problem:
-    """Options with their bytes and inner products, and the bytes that may be spent on them."""
+    """Options with their prices and inner products, and what may be spent on them."""
 
-    def __init__(self, effects: Effects, budget: int) -> None:
+    def __init__(self, effects: Effects, budget: Budget) -> None:
         self._gram, self._budget = effects.gram, budget
-        self._bytes = np.array([option.bytes for _, option in effects.rows])
         self._group = _groups(effects.rows)
 
     def exchanged(self, taken: Taken) -> Taken:
@@ -88,10 +107,11 @@ class _Problem:
         same = self._group[:, None] == self._group
         change = np.where(same, np.inf, single[:, None] + single + mixed)
         np.fill_diagonal(change, single)
-        size = self._bytes - self._bytes[now]
-        both = size[:, None] + size
-        np.fill_diagonal(both, size)
-        change[self._bytes[taken].sum() + both > self._budget] = np.inf
+        for prices, limit in zip(self._budget.prices, self._budget.limits, strict=True):
+            more = prices - prices[now]
+            both = more[:, None] + more
+            np.fill_diagonal(both, more)
+            change[prices[taken].sum() + both > limit] = np.inf
         best = int(change.argmin())
         if change.flat[best] >= -LEAST_GAIN * loss:
             return None

@@ -20,8 +20,11 @@ LOSS = 0.005
 """The loss of NDCG@10 that the smallest recipe's interval has to exclude, where none is named."""
 
 
-def search(model: str, bits: float | None, size: int | None, out: Path | None, workers: Workers = HERE) -> Found:
-    """The recipe of least predicted loss whose GGUF takes at most `size` bytes, or `bits` per parameter.
+def search(
+    model: str, bits: float | None, size: int | None, out: Path | None, workers: Workers = HERE, max_time: float | None = None
+) -> Found:
+    """The recipe of least predicted loss whose GGUF takes at most `size` bytes, or `bits` per parameter, and, where that is
+    named, `max_time` of the time that llama.cpp takes on this machine with a file of Q8_0.
 
     It is written to `out`, or to MODEL-BUDGET.toml. Raises InputError for a
     budget that nothing fits, with the smallest that something does.
@@ -31,7 +34,7 @@ def search(model: str, bits: float | None, size: int | None, out: Path | None, w
     study = Study(model, workers)
     out = out or Path(f"{study.source.name}-{f'{size}bytes' if size else f'{bits:g}bits'}.toml")
     _check_replaceable(out)
-    return study.best(size or int((bits or 0) * study.parameters / 8), out)
+    return study.best(size or int((bits or 0) * study.parameters / 8), out, max_time)
 
 
 def search_lossless(model: str, data: Sequence[str], loss: float, out: Path | None, workers: Workers = HERE) -> Found:
@@ -49,7 +52,7 @@ def search_lossless(model: str, data: Sequence[str], loss: float, out: Path | No
         while high - low > high * TOLERANCE:
             middle = (low + high) // 2
             running.say(f"Trying {8 * middle / study.parameters:.2f} bits")
-            _, rounded = study.as_built(study.plan(types_in(study.within(middle)), "trial"))
+            rounded = study.as_built(study.plan(types_in(study.within(middle)), "trial"))
             found = judge.difference(rounded)
             if found.ci_low > -loss:
                 high = middle

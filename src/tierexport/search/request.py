@@ -35,6 +35,7 @@ class Request:
     llama-quantize's file of the type `like`. Of the three one is named, or none: then it is the smallest whose retrieval on
     `data` is shown to lose less than `find.LOSS`.
 
+    `max_time`: how long llama.cpp may take with it, as a share of what it takes with a file of Q8_0 on this machine.
     `texts` are calibrated on, `data` are retrieval sets to score; of each the built-in ones, where none are named.
     """
 
@@ -46,6 +47,7 @@ class Request:
     texts: str | None = None
     data: tuple[str, ...] = ("builtin",)
     base_model: str | None = None
+    max_time: float | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for what contradicts itself, or is not known."""
@@ -53,6 +55,8 @@ class Request:
             raise InputError("a size, bits and a type to be like are three ways to name one budget: name one of them")
         if self.bits is not None and not 0 < self.bits <= 32:
             raise InputError(f"{self.bits:g} bits per parameter can't be met: name a number from 2 to 32")
+        if self.max_time is not None and self.is_open:
+            raise InputError("a time goes with a size, bits or a type to be like: name one of them, too")
         if self.like is not None and self.like not in STOCK:
             raise InputError(f"{self.like!r} is no type of llama-quantize's{nearest(self.like, STOCK)}")
         for name in self.formats:

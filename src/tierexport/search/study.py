@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tomli_w
 
 from tierexport.base import archive
+from tierexport.base.errors import InputError
 from tierexport.base.files import write_whole
 from tierexport.base.progress import stage
 from tierexport.base.records import Imatrix, Text, bits_per_parameter
@@ -31,11 +33,12 @@ from tierexport.recipe.plan import Plan, make_plan
 from tierexport.recipe.read import parse_recipe, read_recipe
 from tierexport.recipe.schema import CalibrationSettings
 from tierexport.search import recipes
-from tierexport.search.allocate import allocate
-from tierexport.search.effects import Choice, Effects
+from tierexport.search.allocate import Budget, allocate, least_price
+from tierexport.search.effects import Choice, Effects, Option
 from tierexport.search.found import Found
 from tierexport.search.groups import Group, group_bytes, groups_of, types_of
 from tierexport.search.stock import quantize_stock
+from tierexport.search.times import UNIT, Times, time_of, times_of
 from tierexport.search.trial import TrialModel
 
 if TYPE_CHECKING:
@@ -74,18 +77,47 @@ class Study:
         """Sent to a worker, it is opened there."""
         return Study, (self.model,)
 
-    def best(self, budget: int, out: Path) -> Found:
-        """The best recipe for a budget of bytes, written to `out`. Raises InputError when nothing fits."""
-        choice = self.within(budget)
+    def best(self, budget: int, out: Path, max_time: float | None = None) -> Found:
+        """The best recipe for a budget of bytes, and of time, as `within` says, written to `out`.
+
+        Raises InputError when nothing fits.
+        """
+        choice = self.within(budget, max_time)
         types = types_in(choice)
         size, expected = self.size(choice), self.effects.predicted(choice)
-        said = f"{MARK} {budget:,} bytes of GGUF; predicted loss (1 - cosine) {expected:.6f}"
+        took = None if max_time is None else sum(self.time(group, choice[group.name]) for group in self.groups)
+        within_time = "" if took is None else f" and {took:.2f} of the time of {UNIT} where it was found"
+        said = f"{MARK} {budget:,} bytes of GGUF{within_time}; predicted loss (1 - cosine) {expected:.6f}"
         write_whole(out, tomli_w.dumps(recipes.document(out.stem, said, self.model, types, self.groups)))
-        return Found(out, size, bits_per_parameter(size, self.parameters), expected, types)
+        return Found(out, size, bits_per_parameter(size, self.parameters), expected, types, time=took)
 
-    def within(self, budget: int) -> Choice:
-        """The options of least predicted loss whose file takes at most `budget` bytes. Raises InputError."""
-        return allocate(self.effects, budget, self.fixed)
+    def within(self, budget: int, max_time: float | None = None) -> Choice:
+        """The options of least predicted loss whose file takes at most `budget` bytes and, where that is named, `max_time` of
+        the time that llama.cpp takes with one of Q8_0. Raises InputError.
+        """
+        if budget < self.smallest:
+            raise InputError(f"{budget:,} bytes are too few: with every tensor at its smallest type it takes {self.smallest:,}")
+        prices, limits = [[float(option.bytes) for _, option in self.effects.rows]], [float(budget - self.fixed)]
+        if max_time is not None:
+            groups = {group.name: group for group in self.groups}
+            prices.append([self.time(groups[name], option) for name, option in self.effects.rows])
+            limits.append(max_time)
+        spent = Budget(np.array(prices, float), np.array(limits))
+        if (found := allocate(self.effects, spent)) is None:
+            least = least_price(self.effects, spent, 1)
+            raise InputError(
+                f"no file of {budget:,} bytes takes {max_time:g} of the time of {UNIT} on this machine: "
+                f"the fastest takes {least:.2f}"
+            )
+        return found
+
+    def time(self, group: Group, option: Option) -> float:
+        """What a group at an option adds to the time that llama.cpp takes, as a share of that of a file of Q8_0."""
+        return time_of(group, option, self.groups, self._times)
+
+    @functools.cached_property
+    def _times(self) -> Times:
+        return times_of(self)
 
     def size(self, choice: Choice) -> int:
         """Bytes of the GGUF, its recipe's name being of the longest kind."""
@@ -114,12 +146,12 @@ class Study:
         recipe = replace(read_recipe(path), formats=("gguf",))
         return make_plan(recipe, self.source, formats_of(recipe))
 
-    def as_built(self, made: Plan) -> "tuple[int, SentenceTransformer]":
-        """The bytes of a plan's GGUF, and the model with the weights that a build would store in it."""
+    def as_built(self, made: Plan) -> "SentenceTransformer":
+        """The model with the weights that a build of a plan would store in its GGUF."""
         job, model = Job(made.formats[0], made, self.imatrix), open_model(self.source)
         with tempfile.TemporaryDirectory() as scratch:
             round_by_layers(self.format, job, model, Stages(Path(scratch)), "")
-        return file_bytes(job), model
+        return model
 
     def built(self, made: Plan, folder: Path) -> Path:
         """The GGUF of a plan as a build writes it, in `folder`."""
