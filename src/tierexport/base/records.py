@@ -12,7 +12,7 @@ sets, importance, and what a reader makes of texts.
 Nothing here computes more than a sum, opens a file or imports torch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,13 @@ class RetrievalSet:
 
     Everything is in one order: row n of the documents' vectors belongs to `document_ids[n]`. `own` are the queries that
     stand among the documents under their own id and with their own text: that document is not an answer to its query.
-    `odd` says what was unusual in the files and how often, as "1 empty document".
+    Documents that were read from files lie on the disk (`datasets.stored_texts`). `odd` says what was unusual in the files
+    and how often, as "1 empty document".
     """
 
     name: str
     document_ids: tuple[str, ...]
-    documents: tuple[str, ...]
+    documents: Sequence[str]
     query_ids: tuple[str, ...]
     queries: tuple[str, ...]
     qrels: Mapping[str, Mapping[str, int]]

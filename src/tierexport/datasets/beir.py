@@ -26,6 +26,7 @@ from tierexport.base.hub import fetch, is_hub_id
 from tierexport.base.paths import expanded
 from tierexport.base.records import RetrievalSet
 from tierexport.datasets.judgements import read_judgements
+from tierexport.datasets.stored_texts import StoredTexts
 from tierexport.datasets.textfiles import (
     BUILTIN,
     COMPRESSIONS,
@@ -125,12 +126,12 @@ def _read(name: str, folder: Path, judged: Path, split: str | None) -> Retrieval
     odd: Counter[str] = Counter()
     qrels = _qrels(found[split], odd)
     queries, asked = _queries(folder, split, odd)
-    documents, own = _documents(text_files(folder, "corpus", split), queries, odd)
-    kept = _checked(found[split][0], qrels, queries, documents, odd)
+    document_ids, documents, own = _documents(text_files(folder, "corpus", split), queries, odd)
+    kept = _checked(found[split][0], qrels, queries, document_ids, odd)
     return RetrievalSet(
         name=name,
-        document_ids=tuple(documents),
-        documents=tuple(documents.values()),
+        document_ids=document_ids,
+        documents=documents,
         query_ids=tuple(kept),
         queries=tuple(asked[query] for query in kept),
         qrels=kept,
@@ -184,7 +185,7 @@ def part_text(record: Mapping[str, Any], part: str, path: Path) -> str:
 
 def _entries(files: Sequence[Path], part: str, odd: Counter[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Each id once, with its text and its record. Raises DataError for an id that stands there with two texts."""
-    found: dict[str, str] = {}
+    found: dict[str, int] = {}  # the texts themselves may be more than the memory holds
     for path in files:
         for number, record in enumerate(read_records(path, TEXT_COLUMNS), 1):
             where = f"{path}, entry {number}"
@@ -193,9 +194,9 @@ def _entries(files: Sequence[Path], part: str, odd: Counter[str]) -> Iterator[tu
                 raise DataError(f'{where} has no "_id"')
             text = part_text(record, part, path)
             if checked_id(name, where) not in found:
-                found[name] = text
+                found[name] = hash(text)
                 yield name, text, record
-            elif found[name] != text:
+            elif found[name] != hash(text):
                 raise DataError(f"{where}: the id {name!r} is there twice, with different texts")
             else:
                 odd["twice"] += 1
@@ -221,16 +222,23 @@ def _followed(text: str, instruction: Any, folder: Path) -> str:
     return checked_text(f"{text} {instruction or ''}".strip(), folder)
 
 
-def _documents(files: Sequence[Path], queries: Mapping[str, str], odd: Counter[str]) -> tuple[dict[str, str], set[str]]:
-    """The documents, and the ids of those that are a query, too, by id and by text (with the title or without)."""
-    found: dict[str, str] = {}
+def _documents(
+    files: Sequence[Path], queries: Mapping[str, str], odd: Counter[str]
+) -> tuple[tuple[str, ...], StoredTexts, set[str]]:
+    """Ids and texts of the documents, and the ids of those that are a query, too, by id and text, its title included or not."""
+    ids: list[str] = []
     own: set[str] = set()
-    for name, text, record in _entries(files, "corpus", odd):
-        found[name] = text
-        odd["empty documents"] += not text
-        if name in queries and _bare(queries[name]) in (_bare(text), _bare(str(record.get("text")))):
-            own.add(name)
-    return found, own
+
+    def texts() -> Iterator[str]:
+        for name, text, record in _entries(files, "corpus", odd):
+            ids.append(name)
+            odd["empty documents"] += not text
+            if name in queries and _bare(queries[name]) in (_bare(text), _bare(str(record.get("text")))):
+                own.add(name)
+            yield text
+
+    stored = StoredTexts(texts())
+    return tuple(ids), stored, own
 
 
 def _bare(text: str) -> str:
@@ -255,14 +263,14 @@ def _qrels(files: Sequence[Path], odd: Counter[str]) -> dict[str, dict[str, int]
 
 
 def _checked(
-    path: Path, qrels: Mapping[str, Mapping[str, int]], queries: Mapping[str, str], documents: Mapping[str, str],
+    path: Path, qrels: Mapping[str, Mapping[str, int]], queries: Mapping[str, str], documents: Sequence[str],
     odd: Counter[str],
 ) -> dict[str, Mapping[str, int]]:  # fmt: skip
     """The judgements of queries that are there; counts what is odd. Raises DataError where they are of another set."""
     kept = {query: grades for query, grades in qrels.items() if query in queries}
     judged = {document for grades in kept.values() for document in grades}
     odd["missing queries"] = len(qrels) - len(kept)
-    odd["missing documents"] = len(judged - documents.keys())
+    odd["missing documents"] = len(judged.difference(documents))
     odd["empty queries"] = sum(not queries[query] for query in kept)
     odd["without answer"] = sum(not any(grade > 0 for grade in grades.values()) for grades in kept.values())
     if not kept:

@@ -9,6 +9,7 @@ from tierexport.base.errors import DataError
 from tierexport.base.paths import expanded
 from tierexport.base.records import Text, TextSet
 from tierexport.datasets.beir import part_text, text_files
+from tierexport.datasets.stored_texts import StoredTexts
 from tierexport.datasets.textfiles import BUILTIN, TEXT_COLUMNS, as_text, checked_text, read_lines, read_records
 
 
@@ -39,20 +40,20 @@ def builtin_languages() -> list[str]:
     return sorted(path.stem for path in (BUILTIN / "calibration").glob("*.jsonl"))
 
 
-def texts_in(name: str, kind: str) -> list[str]:
+def texts_in(name: str, kind: str) -> StoredTexts:
     """Every text of a .txt file (a line each), a .jsonl file, or a BEIR folder's passages or queries, by kind, in their order.
 
     Empty ones stay, so that row n is text n. Raises DataError when there are none.
     """
     path = expanded(name)
     if path.is_dir():
-        texts = list(_part(path, "queries" if kind == "query" else "corpus"))
+        texts = StoredTexts(_part(path, "queries" if kind == "query" else "corpus"))
     elif not path.is_file():
         raise DataError(f"there is no file or folder {name}")
     elif _is_jsonl(path):
-        texts = [_of_kind(record, kind, path) for record in read_records(path, TEXT_COLUMNS)]
+        texts = StoredTexts(_of_kind(record, kind, path) for record in read_records(path, TEXT_COLUMNS))
     else:
-        texts = [line.strip() for line in read_lines(path)]
+        texts = StoredTexts(line.strip() for line in read_lines(path))
     if not texts:
         raise DataError(f"{name} holds no text")
     return texts
@@ -76,10 +77,10 @@ def _is_jsonl(path: Path) -> bool:
     return ".jsonl" in suffixes
 
 
-def spread(items: list[Any], count: int) -> list[Any]:
+def spread(items: Sequence[Any], count: int) -> list[Any]:
     """`count` items at even distances, or all of them."""
     if count >= len(items):
-        return items
+        return list(items)
     return [items[index * len(items) // count] for index in range(count)]
 
 

@@ -21,6 +21,9 @@ COMPRESSIONS = ("", ".gz", ".xz")
 TEXT_COLUMNS = ("_id", "id", "title", "text", "instruction")
 """What a record of a text is made of; `id` is how newer MTEB sets call `_id`."""
 
+BATCH = 1024
+"""Records of a parquet file that are in memory together."""
+
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -65,7 +68,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[dict[st
     try:
         with parquet.ParquetFile(path) as file:
             known = columns and [column for column in columns if column in file.schema_arrow.names]
-            for batch in file.iter_batches(columns=known):
+            for batch in file.iter_batches(BATCH, columns=known):
                 yield from batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path} can't be read: {error}") from None

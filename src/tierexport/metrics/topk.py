@@ -32,16 +32,19 @@ class TopK:
         self._filled = np.zeros(queries, np.int64)
 
     def add(self, queries: slice, rows: Indices, found: Scores) -> None:
-        """Scores (queries, documents) of the documents in these rows, int64 (documents,)."""
+        """Scores (queries, documents) of the documents in these rows, int64 (documents,), or (queries, documents) where each
+        query has its own.
+        """
         if not found.size:
             return
+        rows = np.broadcast_to(rows, found.shape)
         best, kept, filled = self.scores[queries], self.rows[queries], int(self._filled[queries].min())
         count = best.shape[1]
         better = _better(best[:, -1:], kept[:, -1:], rows, found) if filled == count else np.ones(found.shape, bool)
         for query in np.flatnonzero(better.any(1)):
             columns = np.flatnonzero(better[query])
             scores = np.concatenate([best[query, :filled], found[query, columns]])
-            names = np.concatenate([kept[query, :filled], rows[columns]])
+            names = np.concatenate([kept[query, :filled], rows[query, columns]])
             chosen = _first(scores, names, count)
             best[query, : len(chosen)], kept[query, : len(chosen)] = scores[chosen], names[chosen]
         self._filled[queries] = min(filled + found.shape[1], count)

@@ -48,7 +48,7 @@ class RetrievalJudge:
         vectors = (self._encode(model, "query", data.queries), self._encode(model, "passage", data.documents))
         return score(data, *vectors, self._similarity).per_query["ndcg_at_10"]
 
-    def _encode(self, model: "SentenceTransformer", kind: str, texts: tuple[str, ...]) -> Floats:
+    def _encode(self, model: "SentenceTransformer", kind: str, texts: Sequence[str]) -> Floats:
         with tempfile.TemporaryDirectory() as folder:
             found = encode(model, texts, prompt_for(self._prompts, kind), VectorStore(Path(folder)))
             return np.array(found.vectors)

@@ -3,8 +3,10 @@
 The measures are trec_eval's own code (pytrec_eval); nothing is summed here but the mean over queries.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,8 @@ import pytrec_eval
 from tierexport.artifact.verdicts import RetrievalVerdict
 from tierexport.base.memory import read_rows
 from tierexport.base.records import Encoded, Floats, RetrievalSet
+from tierexport.base.workers import HERE, Workers
+from tierexport.datasets.stored_texts import StoredTexts
 from tierexport.metrics.similarity import COSINE, Similarity, cosines
 from tierexport.metrics.topk import TopK, blocks
 from tierexport.verify.fidelity import same_tokens
@@ -24,6 +28,9 @@ MEASURES = {"ndcg_at_10": f"ndcg_cut_{DEPTH}", "recall_at_10": f"recall_{DEPTH}"
 
 CHUNK_ROWS = 8192
 
+PART_ROWS = 32 * CHUNK_ROWS
+"""Documents that one worker searches at a time."""
+
 
 def top_documents(
     queries: Floats,
@@ -31,22 +38,66 @@ def top_documents(
     depth: int = DEPTH,
     similarity: Similarity = COSINE,
     order: npt.NDArray[np.int64] | None = None,
+    workers: Workers = HERE,
 ) -> tuple[npt.NDArray[np.int64], Floats]:
     """Row numbers and scores, float32, of the `depth` nearest documents per query, best first.
 
-    Both are float32 (rows, dimensions); `documents` may be a memory map, which is read once, from its beginning to its end.
-    They are compared in blocks, so that memory is bounded by a block of queries · a chunk of documents. As trec_eval does,
-    scores are rounded to float32 before they are compared; equal ones are ordered as the rows in `order` are, or by row number.
+    Both are float32 (rows, dimensions); `documents` may be a memory map, which is read once, from its beginning to its end,
+    and whose parts `workers` search. They are compared in blocks, so that memory is bounded by a block of queries · a chunk of
+    documents. As trec_eval does, scores are rounded to float32 before they are compared; equal ones are ordered as the rows in
+    `order` are, or by row number.
     """
     order = np.arange(len(documents)) if order is None else order
-    best = TopK(len(queries), min(depth, len(documents)))
-    places = np.argsort(order)
-    for here in blocks(len(documents), CHUNK_ROWS):
-        chunk = similarity.prepared(read_rows(documents, here))
-        for rows in blocks(len(queries)):
-            found = similarity.compared(similarity.prepared(np.asarray(queries[rows])), chunk)
-            best.add(rows, places[here], found.astype(np.float32))
+    places, depth = np.argsort(order), min(depth, len(documents))
+    search = _Search(np.asarray(queries), documents, depth, similarity)
+    parts = (_Part(rows, places[rows]) for rows in blocks(len(documents), PART_ROWS))
+    best = TopK(len(queries), depth)
+    for found in (workers if search.is_of_file else HERE).map(search, parts):
+        best.add(slice(0, len(queries)), found.rows, found.scores)
     return order[best.rows], best.scores
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of documents, and their places in the order of equal scores, int64 (rows,)."""
+
+    rows: slice
+    places: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The work of finding the documents of a part that are nearest to each query."""
+
+    queries: Floats
+    documents: Floats
+    depth: int
+    similarity: Similarity
+
+    @property
+    def is_of_file(self) -> bool:
+        """Whether the documents are all that a file holds; rows chosen from a memory map are in no file."""
+        file = getattr(self.documents, "filename", None)
+        return file is not None and Path(file).stat().st_size == self.documents.nbytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to a worker, it maps the documents' file there."""
+        mapped: Any = self.documents
+        return _searching, (self.queries, Path(mapped.filename), mapped.shape, self.depth, self.similarity)
+
+    def __call__(self, part: _Part) -> TopK:
+        best = TopK(len(self.queries), min(self.depth, len(part.places)))
+        for here in blocks(len(part.places), CHUNK_ROWS):
+            chunk = read_rows(self.documents, slice(part.rows.start + here.start, part.rows.start + here.stop))
+            prepared = self.similarity.prepared(chunk)
+            for rows in blocks(len(self.queries)):
+                found = self.similarity.compared(self.similarity.prepared(self.queries[rows]), prepared)
+                best.add(rows, part.places[here], found.astype(np.float32))
+        return best
+
+
+def _searching(queries: Floats, file: Path, shape: tuple[int, int], depth: int, similarity: Similarity) -> _Search:
+    return _Search(queries, np.memmap(file, np.float32, mode="r", shape=shape), depth, similarity)
 
 
 @dataclass(frozen=True)
@@ -65,10 +116,10 @@ class _Selection:
     documents: npt.NDArray[np.bool_]
     tokens_equal: float
 
-    def scores(self, data: RetrievalSet, vectors: Vectors, similarity: Similarity) -> "Scores":
+    def scores(self, data: RetrievalSet, vectors: Vectors, similarity: Similarity, workers: Workers) -> "Scores":
         """What the selected vectors score on `data`, which holds the selected texts alone."""
         queries, documents = _selected(vectors.queries, self.queries), _selected(vectors.documents, self.documents)
-        return score(data, queries, documents, similarity)
+        return score(data, queries, documents, similarity, workers)
 
 
 @dataclass(frozen=True)
@@ -82,14 +133,16 @@ class Scores:
         return float(self.per_query[measure].mean())
 
 
-def score(data: RetrievalSet, queries: Floats, documents: Floats, similarity: Similarity = COSINE) -> Scores:
+def score(
+    data: RetrievalSet, queries: Floats, documents: Floats, similarity: Similarity = COSINE, workers: Workers = HERE
+) -> Scores:
     """NDCG@10, Recall@10 and MRR@10 of vectors for the set's queries and documents.
 
     Equal scores are ordered as trec_eval orders them over all documents: by id, descending. A query's own document is left
     out before the cut.
     """
     order = np.array(sorted(range(len(data.document_ids)), key=data.document_ids.__getitem__, reverse=True), np.int64)
-    rows, similar = top_documents(queries, documents, DEPTH + bool(data.own), similarity, order)
+    rows, similar = top_documents(queries, documents, DEPTH + bool(data.own), similarity, order, workers)
     own = set(data.own)
     run = {}
     for query, found, values in zip(data.query_ids, rows, similar, strict=True):
@@ -106,17 +159,19 @@ def score(data: RetrievalSet, queries: Floats, documents: Floats, similarity: Si
     )
 
 
-def judge(data: RetrievalSet, reference: Vectors, ours: Vectors, similarity: Similarity = COSINE) -> RetrievalVerdict:
-    """An artifact's vectors against fp32's on one set; where tokens differ, also without those texts."""
+def judge(
+    data: RetrievalSet, reference: Vectors, ours: Vectors, similarity: Similarity = COSINE, workers: Workers = HERE
+) -> RetrievalVerdict:
+    """An artifact's vectors against fp32's on one set; where tokens differ, also without those texts. `workers` search."""
     same_queries = same_tokens(reference.queries, ours.queries)
     same_documents = same_tokens(reference.documents, ours.documents)
     share = float(np.concatenate([same_queries, same_documents]).mean())
     every = _Selection(np.ones(len(data.queries), bool), np.ones(len(data.documents), bool), share)
-    whole = _judge(data, reference, ours, every, similarity)
+    whole = _judge(data, reference, ours, every, similarity, workers)
     if share == 1 or not (rest := without(data, same_queries, same_documents)).queries:
         return whole
     same = _Selection(np.isin(data.query_ids, rest.query_ids), same_documents, 1.0)
-    return replace(whole, same_tokens=_judge(rest, reference, ours, same, similarity))
+    return replace(whole, same_tokens=_judge(rest, reference, ours, same, similarity, workers))
 
 
 def without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.NDArray[np.bool_]) -> RetrievalSet:
@@ -131,7 +186,7 @@ def without(data: RetrievalSet, queries: npt.NDArray[np.bool_], documents: npt.N
     return RetrievalSet(
         name=f"{data.name}, same tokens only",
         document_ids=document_ids,
-        documents=_chosen(data.documents, documents),
+        documents=_texts_chosen(data.documents, documents),
         query_ids=tuple(qrels),
         queries=tuple(texts[query] for query in qrels),
         qrels=qrels,
@@ -154,11 +209,15 @@ def _chosen(items: tuple[str, ...], rows: npt.NDArray[np.bool_]) -> tuple[str, .
     return tuple(item for item, stays in zip(items, rows, strict=True) if stays)
 
 
+def _texts_chosen(texts: Sequence[str], rows: npt.NDArray[np.bool_]) -> Sequence[str]:
+    return texts.chosen(rows) if isinstance(texts, StoredTexts) else _chosen(tuple(texts), rows)
+
+
 def _judge(
-    data: RetrievalSet, reference: Vectors, ours: Vectors, selection: _Selection, similarity: Similarity
+    data: RetrievalSet, reference: Vectors, ours: Vectors, selection: _Selection, similarity: Similarity, workers: Workers
 ) -> RetrievalVerdict:
     """The verdict over the selected rows, which are those of `data`."""
-    expected, found = (selection.scores(data, each, similarity) for each in (reference, ours))
+    expected, found = (selection.scores(data, each, similarity, workers) for each in (reference, ours))
     tested = difference(expected.per_query["ndcg_at_10"], found.per_query["ndcg_at_10"])
     near = np.concatenate(list(_cosines(reference.documents, ours.documents)))
     return RetrievalVerdict(

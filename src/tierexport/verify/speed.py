@@ -48,7 +48,7 @@ def side_by_side(
     They go on until the interval of the ratio is within WITHIN of it, and end without figures before SECONDS have passed,
     as soon as the rounds that are left could not average out the spread seen so far.
     """
-    sample = spread(list(texts), TEXTS)
+    sample = spread(texts, TEXTS)
     began = clock()
     _turn(ours, reference, sample)
     warm = clock()

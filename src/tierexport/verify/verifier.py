@@ -94,7 +94,7 @@ class _Judging:
         group = self.material.largest
         prompt, model = self.reference.prompts[group.kind], self.reference.model(opened.device)
         return side_by_side(
-            list(group.texts),
+            group.texts,
             lambda sample, folder: encode(model, sample, prompt, VectorStore(folder)),
             lambda sample, folder: opened.made(list(sample), prompt, folder),
         )
@@ -116,7 +116,8 @@ class _Judging:
             cosines=tuple(float(each) for each in cosines(np.asarray(reference.vectors), np.asarray(ours.vectors))),
             same_tokens=fidelity.measure(reference, ours, same, similarity) if not same.all() and same.sum() > 10 else None,
             retrieval=tuple(
-                retrieval.judge(*each, similarity) for each in zip(self.material.sets, expected.sets, found.sets, strict=True)
+                retrieval.judge(*each, similarity, self.reference.workers)
+                for each in zip(self.material.sets, expected.sets, found.sets, strict=True)
             ),
             sts=sts.judge(self.material.sts, expected.sts, found.sts, similarity)
             if self.material.sts and expected.sts and found.sts

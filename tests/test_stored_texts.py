@@ -1,0 +1,67 @@
+"""A corpus may be larger than memory: its texts lie on the disk, whatever kind of file they came from."""
+
+import json
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tierexport.datasets.beir import read_beir
+from tierexport.datasets.calibration import texts_in
+from tierexport.datasets.stored_texts import StoredTexts
+
+DOCUMENTS, CHARACTERS = 6_000, 5_000
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=12), st.data())
+def test_it_is_the_sequence_that_it_was_made_of(texts: list[str], data: st.DataObject) -> None:
+    stored = StoredTexts(iter(texts))
+    assert stored == texts
+    assert list(stored) == texts
+    which = data.draw(st.slices(len(texts)))
+    assert stored[which] == tuple(texts[which])
+    rows = np.array(data.draw(st.lists(st.booleans(), min_size=len(texts), max_size=len(texts))), bool)
+    assert stored.chosen(rows) == [text for text, taken in zip(texts, rows, strict=True) if taken]
+    assert stored != [*texts, "another"]
+
+
+def text_of(number: int) -> str:
+    return f"passage {number} é" + "x" * CHARACTERS
+
+
+def as_jsonl(path: Path, records: Sequence[dict[str, str]]) -> None:
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def as_parquet(path: Path, records: Sequence[dict[str, str]]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path.parent.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(list(records)), path.with_suffix(".parquet"), row_group_size=500)
+
+
+LAYOUTS = {"jsonl": (as_jsonl, "{}"), "parquet": (as_parquet, "{0}/{0}-00000-of-00001")}
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_a_corpus_is_never_whole_in_memory(kind: str, tmp_path: Path) -> None:
+    """30 MB of it; what may grow with it are ids."""
+    write: Callable[[Path, Sequence[dict[str, str]]], None]
+    write, name = LAYOUTS[kind]
+    write(tmp_path / name.format("corpus"), [{"_id": f"d{row}", "text": text_of(row)} for row in range(DOCUMENTS)])
+    write(tmp_path / name.format("queries"), [{"_id": "q", "text": "a question"}])
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td7\t1\n")
+    tracemalloc.start()
+    documents, texts = read_beir(tmp_path).documents, texts_in(str(tmp_path), "passage")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 0.5 * DOCUMENTS * CHARACTERS
+    assert len(documents) == len(texts) == DOCUMENTS
+    assert documents[7] == texts[7] == text_of(7)
+    assert documents[-1] == text_of(DOCUMENTS - 1)
