@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,9 +21,11 @@ from tierexport.base.errors import InputError
 from tierexport.base.sizes import parse_size
 from tierexport.base.workers import HERE, Workers
 from tierexport.datasets.textfiles import BUILTIN
+from tierexport.metrics.similarity import Similarity
 from tierexport.recipe.schema import VerifySettings
 from tierexport.search.mapping import map_model
 from tierexport.search.study import Study
+from tierexport.verify.retrieval import top_documents
 
 pytest.importorskip("ray", reason="ray is not installed: pip install tierexport[ray]")
 
@@ -132,6 +136,22 @@ def test_trials_are_the_same(tiny_model: Path, cluster: Cluster, elsewhere: Path
     assert map_model(str(tiny_model), cluster) == mapped
 
 
+def test_documents_are_searched_in_parts(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order of equal scores, of which there are many."""
+    generator = np.random.default_rng(0)
+    queries = generator.integers(-2, 3, (40, 8)).astype(np.float32)
+    generator.integers(-2, 3, (3000, 8)).astype(np.float32).tofile(tmp_path / "vectors")
+    documents = np.memmap(tmp_path / "vectors", np.float32, mode="r").reshape(-1, 8)
+    order = generator.permutation(3000)
+    expected = top_documents(queries, np.array(documents), similarity=Similarity("dot", unit=False), order=order)
+    monkeypatch.setattr("tierexport.verify.retrieval.PART_ROWS", 700)
+    found = top_documents(queries, documents, similarity=Similarity("dot", unit=False), order=order, workers=cluster)
+    scores = queries @ documents[order].T
+    assert np.array_equal(found[0], order[np.argsort(-scores, 1, kind="stable")[:, :10]])
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(found[1], expected[1])
+
+
 def test_what_a_worker_raises_is_raised_and_others_go_on(cluster: Cluster) -> None:
     with pytest.raises(InputError) as alone:
         HERE.map(parse_size, ["1MB", "2MB", "many"])
@@ -139,6 +159,36 @@ def test_what_a_worker_raises_is_raised_and_others_go_on(cluster: Cluster) -> No
         cluster.map(parse_size, ["1MB", "2MB", "many"])
     assert str(spread.value) == str(alone.value)
     assert cluster.map(parse_size, ["3MB", "1MB", "2MB"]) == [3_000_000, 1_000_000, 2_000_000]
+
+
+NODES = """
+from ray.cluster_utils import Cluster as Nodes
+from tierexport.base.cluster import workers_on
+
+small = {"num_cpus": 1, "object_store_memory": 80_000_000}
+nodes = Nodes(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+nodes.add_node(**small)
+try:
+    with workers_on(f"ray:{nodes.address}") as workers:
+        print(workers.count, workers.map(len, ["a", "bb", "ccc"]))
+finally:
+    nodes.shutdown()
+"""
+
+
+def test_a_cluster_is_found_at_its_address() -> None:
+    """Two nodes, with a worker each."""
+    done = subprocess.run([sys.executable, "-c", NODES], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "2 [1, 2, 3]"
+    assert done.stderr.count("note: worker") == 2
+
+
+def test_no_cluster_at_an_address_is_one_message() -> None:
+    code = "from tierexport.cli import main; main()"
+    command = [sys.executable, "-c", code, "map", "all-MiniLM-L6-v2", "--on", "ray:127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("tierexport: there is no Ray cluster at 127.0.0.1:1: ")
 
 
 def test_another_place_is_refused(built: Built) -> None:

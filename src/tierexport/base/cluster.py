@@ -25,6 +25,9 @@ R = TypeVar("R")
 RETRIES = 3
 """How often an item is done again whose worker died: one that kills every worker has to end."""
 
+CONNECT_SECONDS = 10
+"""How long a cluster may take to answer."""
+
 STORE_BYTES = 100_000_000
 """Room for objects of a Ray that is started here: texts and paths are sent, never vectors."""
 
@@ -66,12 +69,12 @@ class _Answer(Generic[R]):
 class _Holder:
     """Runs in an actor: the work, on this node's cores as far as they are this worker's."""
 
-    def __init__(self, work: list[Any]) -> None:
-        """`work`: a reference in a list, which Ray leaves alone: what it imports reads first how many threads it may use."""
-        import ray
+    def __init__(self, work: bytes) -> None:
+        """`work`: pickled, for what it imports first reads how many threads it may use."""
+        from ray import cloudpickle
 
         os.environ["OMP_NUM_THREADS"] = str(max(cores_of_node() // workers_of_node(), 1))
-        self._work = ray.get(work[0])
+        self._work = cloudpickle.loads(work)
         self._name = f"{socket.gethostname()}, process {os.getpid()}"
 
     def run(self, number: int, item: Any) -> "_Answer[Any]":
@@ -108,6 +111,7 @@ class Cluster:
         self.count = int(ray.cluster_resources().get("CPU", 0))
         self._work: Callable[[Any], Any] | None = None
         self._pool: Any = None
+        self._sent = b""
         self._actors = 0
         self._did: dict[str, _Did] = {}
 
@@ -140,12 +144,12 @@ class Cluster:
 
     def _hold(self, work: Callable[[Any], Any]) -> None:
         """Let the workers have this work; those that have another end, once nothing refers to them."""
-        import ray
+        from ray import cloudpickle
         from ray.util import ActorPool
 
         if self._work != work:
             self._work, self._pool, self._actors = work, ActorPool([]), 0
-            self._sent = ray.put(work)
+            self._sent = cloudpickle.dumps(work)
 
     def _answers(self, items: Iterable[T], gpu: bool) -> Iterator["_Answer[Any]"]:
         """Answers as they come. Raises what the work raises, MachineError where workers die of an item again and again."""
@@ -178,7 +182,7 @@ class Cluster:
         if self._actors == slots:
             return False
         options = {"num_cpus": 1, "num_gpus": int(gpu), "max_restarts": -1, "max_task_retries": RETRIES}
-        self._pool.push(ray.remote(_Holder).options(**options).remote([self._sent]))
+        self._pool.push(ray.remote(_Holder).options(**options).remote(self._sent))
         self._actors += 1
         return True
 
@@ -191,7 +195,10 @@ def _start(address: str) -> None:
     shared = {"env_vars": {"TIEREXPORT_CACHE": str(cache_dir().resolve())}}
     quiet: dict[str, Any] = {"runtime_env": shared, "log_to_driver": False, "logging_level": "ERROR"}
     alone = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdecimal():  # Ray would wait for minutes, and say so in its own words
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address or "local", **quiet, **({} if address else alone))
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise MachineError(f"there is no Ray cluster at {address or 'this machine'}: {error}") from error

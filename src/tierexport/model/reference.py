@@ -10,7 +10,7 @@ import importlib.metadata
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +50,7 @@ class Reference:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to a worker, it is opened there."""
-        return Reference, (self.source,)
+        return Reference, (replace(self.source, path=self.source.path.absolute()),)
 
     @functools.cached_property
     def max_tokens(self) -> int:

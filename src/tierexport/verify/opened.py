@@ -57,7 +57,8 @@ class OpenArtifact:
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to a worker, it is opened there, which knows where texts are cut, so that fp32 need not be opened for that."""
         known = replace(self.reference.source, max_tokens=self.reference.max_tokens)
-        return OpenArtifact, (self.artifact, self.device, Reference(known))
+        placed = replace(self.artifact, path=self.artifact.path.absolute())
+        return OpenArtifact, (placed, self.device, Reference(known))
 
     def encode(self, name: str, kind: str, texts: Sequence[str]) -> Encoded:
         """Vectors of texts, prompted and cut as the reference's; `name` is what is said of them.
