@@ -71,6 +71,12 @@ def test_rules_that_do_not_partition_the_model_are_refused(overrides: list[str],
         (["tiers.middle.torchao=nf4"], "'nf4' is no torchao type"),
         (["torchao.group_size=256"], "384 columns are no multiple of torchao.group_size = 256"),
         (["tiers.embeddings.torchao=int4", "torchao.layout=packed"], "packed 4-bit rows can't be looked up"),
+        (["torchao.layout=fast"], "can't take int4: torchao multiplies no 4-bit integers on a CPU"),
+        (["tiers.middle.torchao=int8_dynamic"], 'torchao.layout = "portable" multiplies no integers, "fast" does'),
+        (
+            ["tiers.embeddings.torchao=int8_dynamic", "tiers.middle.bits=8", "torchao.layout=fast"],
+            "rows are looked up, not multiplied",
+        ),
     ],
 )
 def test_a_type_that_a_shape_cannot_take_is_refused(overrides: list[str], message: str) -> None:

@@ -53,7 +53,7 @@ def test_a_shipped_recipe_is_found_by_name() -> None:
         ("formats=onnx", "formats = 'onnx' has to be a list of gguf and torchao"),
         ("rounding=best", "rounding = 'best' has to be gptq, distill, nearest"),
         ("calibration.tokens=0", "calibration.tokens = 0 has to be a number of tokens"),
-        ("torchao.layout=tight", "torchao.layout = 'tight' has to be portable or packed"),
+        ("torchao.layout=tight", "torchao.layout = 'tight' has to be one of portable, packed, fast"),
         ("torchao.group_size=48", "torchao.group_size = 48 has to be one of 32"),
         ("name", "--set 'name' is not KEY=VALUE"),
         ("name.first=a", "there is nothing below 'name'"),

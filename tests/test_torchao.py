@@ -1,4 +1,4 @@
-"""The torchao folder: loaded by stock libraries where tierexport is not installed, or packed for real."""
+"""The torchao folder: loaded by stock libraries where tierexport is not installed, packed for real, or fast."""
 
 import json
 import os
@@ -14,11 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tierexport
-from conftest import Built, run
+from conftest import RECIPES, Built, build, built_once, run
+from tierexport import pipeline
 from tierexport.base.errors import ArtifactError
+from tierexport.formats.torchao.convert import config_of, quantize
 from tierexport.formats.torchao.int4 import unpack_int4
 from tierexport.formats.torchao.pack import pack_int4
+from tierexport.formats.torchao.smooth import store_smoothed
 from tierexport.metrics.similarity import cosines
+from tierexport.recipe.schema import TorchaoSettings
 
 TEXTS = ["How do I fix a flat tire?", "Quarks bind into protons.", "The bank raised its rates."]
 
@@ -168,3 +172,73 @@ def test_values_beyond_fp16_are_refused(tiny_recipe: Path) -> None:
         done = run("build", tiny_recipe, "--out", tiny_recipe.parent / "out", "--set", f'formats=["{name}"]')
         assert done.exit_code == 2
         assert "has values beyond fp16's range" in done.stderr
+
+
+# --- the layout "fast"
+
+SETTINGS = TorchaoSettings(layout="fast")
+FAST = RECIPES / "fast.toml"
+
+
+@pytest.fixture(scope="module")
+def fast(shared: Path, tiny_model: Path) -> Built:
+    return built_once(shared, "fast", "fast.toml", "--set", f"model={tiny_model}")
+
+
+def test_stock_libraries_open_the_fast_folder_and_agree_with_the_compiled_one(fast: Built, tmp_path: Path) -> None:
+    vectors, _, kinds = stock(fast.folder / "torchao", TEXTS, tmp_path)
+    assert {"Int8Tensor", "IntxUnpackedToInt8Tensor"} <= set(kinds)
+    compiled = tierexport.load(str(fast.folder / "torchao"))
+    assert cosines(compiled.encode(TEXTS), vectors).min() > 0.9999  # a sum in another order may round an input to its neighbour
+    result = fast.results["torchao"]
+    assert result["status"] == "ok"
+    assert result["cos_mean"] > 0.995
+
+
+def test_batches_of_every_shape_share_what_was_compiled(fast: Built) -> None:
+    """One graph for a text alone, and one for any number of texts of any length."""
+    torch._dynamo.reset()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    model = tierexport.load(str(fast.folder / "torchao"))
+    for texts in (TEXTS, TEXTS[:2], [" ".join(TEXTS)] * 5, ["a"] * 7, ["one alone"], [" ".join(TEXTS)]):
+        model.encode(texts)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 2
+
+
+def test_a_fast_files_bytes_are_the_plans(fast: Built) -> None:
+    tensors = fast.artifact("torchao")["tensors"]
+    assert sum(each["bytes"] for each in tensors) == data_bytes(fast)
+    layers = {each["type"] for each in tensors if each["layer"] is not None and len(each["shape"]) == 2}
+    assert layers == {"int8_dynamic"}
+    done = run("inspect", fast.folder, "--json")
+    assert '"int8_dynamic"' in done.stdout
+
+
+def test_a_tier_may_leave_inputs_as_they_are(tiny_model: Path) -> None:
+    (planned,) = pipeline.plan(FAST, [f"model={tiny_model}", "tiers.all.torchao=int8"]).formats
+    assert {row.type for row in planned.rows} == {"int8", "float32"}
+
+
+def test_columns_that_stand_out_are_evened_out() -> None:
+    """Against torchao's own rounding of the same matrix, by what comes out of the product."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(256, 64, generator=generator)
+    inputs[:, :3] *= 40
+    module = torch.nn.Linear(64, 32)
+    exact, theirs = module(inputs), torch.nn.Linear(64, 32)
+    theirs.load_state_dict(module.state_dict())
+    quantize(theirs, "int8_dynamic", config_of("int8_dynamic", SETTINGS), SETTINGS)
+    store_smoothed(module, inputs, SETTINGS)
+    ours, plain = ((each(inputs) - exact).square().mean() for each in (module, theirs))
+    assert ours < 0.2 * plain
+
+
+def test_without_a_compiler_it_says_what_to_do(fast: Built) -> None:
+    with torch._inductor.config.patch("cpp.cxx", (None, "no-such-compiler")), pytest.raises(ArtifactError, match="install g"):
+        tierexport.load(str(fast.folder / "torchao"))
+
+
+def test_a_fast_build_is_the_same_again(fast: Built, tiny_model: Path, tmp_path: Path) -> None:
+    again = build(FAST, tmp_path / "out", "--set", f"model={tiny_model}")
+    ours, theirs = ((each.folder / "torchao" / "model.safetensors").read_bytes() for each in (again, fast))
+    assert ours == theirs

@@ -6,8 +6,8 @@ BITS = (2, 3, 4, 5, 6, 8, 16, 32)
 ROUNDINGS = ("gptq", "distill", "nearest")
 """How weights may be rounded to their types."""
 
-LAYOUTS = ("portable", "packed")
-"""How torchao's 4-bit values may be stored: one per byte, or two."""
+LAYOUTS = ("portable", "packed", "fast")
+"""How torchao may store values: one per byte; 4-bit ones two per byte; one per byte, for products of integers."""
 
 GROUP_SIZES = (32, 64, 128, 256)
 """How many of torchao's 4-bit values may share a scale."""

@@ -197,12 +197,14 @@ class CalibrationSettings:
 
 @dataclass(frozen=True)
 class TorchaoSettings:
-    """How 4-bit values are stored ("portable" or "packed") and how many share a scale."""
+    """How values are stored ("portable", "packed" or "fast") and how many 4-bit ones share a scale."""
 
     __pydantic_config__ = CHECKED
 
     layout: Annotated[
-        str, one_of(LAYOUTS), Key(" or ".join(LAYOUTS), "how 4-bit values are stored ([below](#torchaos-layouts))")
+        str,
+        one_of(LAYOUTS),
+        Key(f"one of {_words(LAYOUTS)}", "how values are stored and multiplied ([below](#torchaos-layouts))"),
     ] = LAYOUTS[0]  # fmt: skip
     group_size: Annotated[
         int, Strict(), one_of(GROUP_SIZES), Key(f"one of {_words(GROUP_SIZES)}", "values per scale at 4 bits")

@@ -16,6 +16,7 @@ from tierexport.metrics.relative_error import Changes
 from tierexport.metrics.similarity import Similarity, cosines
 from tierexport.model.reference import Reference
 from tierexport.recipe.plan import Plan
+from tierexport.recipe.read import read_recipe
 from tierexport.search.found import Frontier, Point
 from tierexport.search.stock import STOCK
 from tierexport.search.study import Study, types_in
@@ -35,7 +36,8 @@ def frontier(model: str, workers: Workers = HERE) -> Frontier:
     study = Study(model, workers)
     points = _Points(study)
     named = [points.stock(native) for native in STOCK]
-    named += [points.built("shipped", path.stem, study.shipped(path)) for path in sorted(shipped("recipes").glob("*.toml"))]
+    recipes = map(read_recipe, sorted(shipped("recipes").glob("*.toml")))
+    named += [points.built("shipped", each.name, study.shipped(each)) for each in recipes if study.format.name in each.formats]
     return Frontier(study.source.name, (*named, *_curve(study, points, named)))
 
 

@@ -30,8 +30,8 @@ from tierexport.model.languages import languages_of
 from tierexport.model.source import open_source
 from tierexport.model.stages import source_stages
 from tierexport.recipe.plan import Plan, make_plan
-from tierexport.recipe.read import parse_recipe, read_recipe
-from tierexport.recipe.schema import CalibrationSettings
+from tierexport.recipe.read import parse_recipe
+from tierexport.recipe.schema import CalibrationSettings, Recipe
 from tierexport.search import recipes
 from tierexport.search.allocate import Budget, allocate, least_price
 from tierexport.search.effects import Choice, Effects, Option
@@ -141,10 +141,10 @@ class Study:
         """Bytes with every group at its largest type."""
         return self.fixed + sum(max(option.bytes for option in options) for options in self.effects.options.values())
 
-    def shipped(self, path: Path) -> Plan:
+    def shipped(self, recipe: Recipe) -> Plan:
         """What a shipped recipe makes of this model as a GGUF."""
-        recipe = replace(read_recipe(path), formats=("gguf",))
-        return make_plan(recipe, self.source, formats_of(recipe))
+        alone = replace(recipe, formats=("gguf",))
+        return make_plan(alone, self.source, formats_of(alone))
 
     def as_built(self, made: Plan) -> "SentenceTransformer":
         """The model with the weights that a build of a plan would store in its GGUF."""

@@ -8,13 +8,23 @@ import torch
 
 from tierexport.base.errors import PlanError
 from tierexport.formats.torchao.pack import pack_int4
+from tierexport.formats.torchao.types import DYNAMIC
 from tierexport.recipe.schema import TorchaoSettings
 
 
 def config_of(native: str, settings: TorchaoSettings) -> Any:
     """Torchao's configuration for a native type, as the saved config.json will state it."""
-    from torchao.quantization import Int4WeightOnlyConfig, IntxWeightOnlyConfig, MappingType, PerAxis, PerGroup
+    from torchao.quantization import (
+        Int4WeightOnlyConfig,
+        Int8DynamicActivationInt8WeightConfig,
+        IntxWeightOnlyConfig,
+        MappingType,
+        PerAxis,
+        PerGroup,
+    )
 
+    if native == DYNAMIC:
+        return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
     # A zero point is stored either way; using it took a third off the error at 4 bits (docs/log.md).
     mapping = MappingType.ASYMMETRIC
     if native == "int8":

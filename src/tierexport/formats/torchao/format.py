@@ -1,8 +1,9 @@
 """A sentence-transformers folder with torchao's weights, as the rest of tierexport sees it.
 
-Two layouts. `portable`: torchao's own intx tensors, one byte per value, which stock transformers
+Three layouts. `portable`: torchao's own intx tensors, one byte per value, which stock transformers
 loads and runs everywhere. `packed`: two 4-bit values per byte (`Int4Tensor`), which stock
-transformers runs on CUDA with mslk, and `tierexport.load` anywhere.
+transformers runs on CUDA with mslk, and `tierexport.load` anywhere. `fast`: the matrices of layers as `Int8Tensor`, which
+multiplies integers; stock transformers runs it everywhere, and `tierexport.load` compiles it.
 
 What takes torch is imported where it is asked for: planning by types and inspecting take none.
 """
@@ -41,7 +42,7 @@ class Torchao:
     name = "torchao"
     title = "the torchao folder"
     suffix = ".safetensors"
-    native_types: tuple[str, ...] = tuple(types.NATIVE_OF_BITS.values())
+    native_types: tuple[str, ...] = types.NATIVE_TYPES
     colour = "#e0662b"
     writer: tuple[str, ...] = ("tierexport.formats.torchao.write",)
     reader: tuple[str, ...] = ("tierexport.formats.torchao.reader",)
@@ -86,8 +87,9 @@ class Torchao:
         return [name for name, values in parameters.items() if values.ndim == 1]
 
     def settings(self, job: Job) -> Any:
-        """The layout and the group size."""
-        return asdict(job.recipe.torchao)
+        """The layout and the group size; and what is read to even out inputs, where they are rounded."""
+        reads = any(row.type == types.DYNAMIC for row in job.plan.rows)
+        return [asdict(job.recipe.torchao), *([job.made.texts.digest, job.recipe.calibration.tokens] if reads else [])]
 
     def place(self, job: Job, folder: Path) -> Path:
         del job
@@ -136,7 +138,7 @@ class Torchao:
 
     def library(self, recipe: RecipeEntry) -> str | None:
         """sentence-transformers, which runs packed weights nowhere but on CUDA."""
-        return "sentence-transformers" if recipe.torchao["layout"] == "portable" else None
+        return "sentence-transformers" if recipe.torchao["layout"] != "packed" else None
 
     def template(self, part: str) -> str | None:
         return packaged_text("tierexport.formats.torchao", f"{part}.md")

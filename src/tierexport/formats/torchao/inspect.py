@@ -12,12 +12,13 @@ from tierexport.base.records import Tensor
 from tierexport.formats.header import Header, HeaderEntry, Room
 from tierexport.formats.inspection import Inspection, read_headers, table_warnings, whole_bytes
 from tierexport.formats.torchao.header import read_safetensors_header
+from tierexport.formats.torchao.types import DYNAMIC
 from tierexport.model.roles import gguf_name, role_and_layer
 
 TORCH_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """torch's names of safetensors' dtypes, where they differ in more than case."""
 
-_PART = re.compile(r"\._weight_(qdata|scale|zero_point)$")
+_PART = re.compile(r"\._weight_(qdata|scale|zero_point|act_pre_scale)$")
 """How torchao names the parts of a quantized weight."""
 
 
@@ -108,6 +109,8 @@ def _stored(name: str, parts: Sequence[HeaderEntry], described: str) -> StoredTe
 
 def _native_type(codes: HeaderEntry, described: str) -> str:
     """The type of a tensor with a byte per value: torchao's `target_dtype`, or else that of the codes."""
+    if '"QuantizeTensorToInt8Kwargs"' in described:
+        return DYNAMIC
     target = max(described.find('"target_dtype"'), 0)
     bits = re.search(r'"int(\d)"', described[target : target + 100])
     return f"int{bits[1]}" if bits else "int8" if codes.type in ("I8", "U8") else codes.type

@@ -12,7 +12,10 @@ from tierexport.formats.job import Job, Progress
 from tierexport.formats.torchao.convert import config_of, declare, pattern, quantize, to_half
 from tierexport.formats.torchao.int4 import plain
 from tierexport.formats.torchao.pack import store
+from tierexport.formats.torchao.smooth import inputs_of, store_smoothed
 from tierexport.formats.torchao.tidy import state_dtype, tidy
+from tierexport.formats.torchao.types import DYNAMIC
+from tierexport.model.batches import within
 from tierexport.model.encoder import open_model
 from tierexport.model.folder import modules
 from tierexport.model.roles import UNQUANTIZED_ROLE
@@ -21,12 +24,15 @@ from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.planned import PlannedTensor
 from tierexport.recipe.schema import TorchaoSettings
 
+QUANTIZED = ("int4", "int8", DYNAMIC)
+"""The native types that torchao stores."""
+
 
 def targets(job: Job) -> list[Target]:
     """The matrices of a plan as rounding layer by layer sees them."""
     settings = job.recipe.torchao
     parameters = dict(open_model(job.source).transformers_model.named_parameters())
-    configs = {native: config_of(native, settings) for native in ("int4", "int8")}
+    configs = {native: config_of(native, settings) for native in QUANTIZED}
 
     def target(row: PlannedTensor) -> Target:
         def values() -> Floats:
@@ -61,7 +67,8 @@ def write_torchao(job: Job, rounded: Rounded, folder: Path, progress: Progress) 
     settings = job.recipe.torchao
     model = open_model(job.source)
     transformer: Any = model.transformers_model
-    configs = {native: config_of(native, settings) for native in ("int4", "int8")}
+    configs = {native: config_of(native, settings) for native in QUANTIZED}
+    read = _inputs(model, job)
     parameters = dict(transformer.named_parameters())
     for name, values in rounded.fp32.items():
         parameters[name].data = torch.from_numpy(values)
@@ -71,7 +78,10 @@ def write_torchao(job: Job, rounded: Rounded, folder: Path, progress: Progress) 
         module_name, _, name = row.tensor.name.rpartition(".")
         if row.type in configs:
             module = transformer.get_submodule(module_name)
-            quantize(module, row.type, configs[row.type], settings)
+            if row.type == DYNAMIC:
+                store_smoothed(module, read.pop(module_name), settings)
+            else:
+                quantize(module, row.type, configs[row.type], settings)
             if row.tensor.name in rounded.codes:
                 store(module.weight, rounded.codes[row.tensor.name])
             quantized.setdefault(row.type, []).append(module_name)
@@ -83,6 +93,15 @@ def write_torchao(job: Job, rounded: Rounded, folder: Path, progress: Progress) 
     if quantized:
         declare(transformer, {pattern(names): configs[native] for native, names in sorted(quantized.items())})
     _save(model, settings, folder)
+
+
+def _inputs(model: Any, job: Job) -> dict[str, torch.Tensor]:
+    """What the Linears read, float32 (rows, columns) by name, whose inputs will be rounded."""
+    dynamic = [row.tensor.name.removesuffix(".weight") for row in job.plan.rows if row.type == DYNAMIC]
+    if not dynamic:
+        return {}
+    texts = within(model, job.made.texts.texts, job.recipe.calibration.tokens)
+    return inputs_of(model, texts, dynamic)
 
 
 def _save(model: Any, settings: TorchaoSettings, folder: Path) -> None:
