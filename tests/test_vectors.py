@@ -370,6 +370,7 @@ def test_files_come_back(level: str, scaling: str, tmp_path: Path) -> None:
     write_codec(tmp_path / "codec.safetensors", codec, codes)
     again, held = read_codec(tmp_path / "codec.safetensors")
     assert held is not None
+    assert isinstance(held, np.memmap)
     assert np.array_equal(held, codes)
     assert np.array_equal(again.decode(held), codec.decode(codes))
     assert again.probe is not None
@@ -378,6 +379,24 @@ def test_files_come_back(level: str, scaling: str, tmp_path: Path) -> None:
     for wrong in ("cut.safetensors", "missing.safetensors"):
         with pytest.raises(VectorError, match="is no codec that tierexport wrote"):
             read_codec(tmp_path / wrong)
+
+
+def test_codes_that_are_mapped_are_searched_as_those_in_memory(tmp_path: Path) -> None:
+    vectors, queries = some(300), some(7, seed=1)
+    for level in ("int8", "int2", "binary"):
+        codec = fit(vectors, level, "rolling")
+        write_codec(tmp_path / level, codec, codec.encode(vectors))
+        _, held = read_codec(tmp_path / level)
+        assert isinstance(held, np.memmap)
+        assert np.array_equal(
+            Index(codec, held).search(queries, 9)[1], Index(codec, codec.encode(vectors)).search(queries, 9)[1]
+        )
+        write_codec(tmp_path / level, codec, codec.encode(vectors[:9]))  # takes the place of a file that is still read
+        assert np.array_equal(held, codec.encode(vectors))
+    write_codec(tmp_path / "none", codec, codec.encode(vectors[:0]))
+    _, held = read_codec(tmp_path / "none")
+    assert held is not None
+    assert held.shape == (0, 8)
 
 
 def test_codecs_of_earlier_versions_open_and_later_ones_are_refused(tmp_path: Path) -> None:

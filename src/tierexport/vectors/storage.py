@@ -34,12 +34,13 @@ def write_codec(path: Path, codec: Codec, codes: Bytes | None = None) -> None:
     write_whole(path, save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, {"tierexport.codec": settings}))
 
 
-def read_codec(path: Path) -> tuple[Codec, Bytes | None]:
-    """What `write_codec` wrote. Raises VectorError for anything else."""
+def read_codec(path: Path | str) -> tuple[Codec, Bytes | None]:
+    """What `write_codec` wrote; the codes are mapped from the file, which may be larger than memory.
+
+    Raises VectorError for anything else.
+    """
     try:
-        with safe_open(path, framework="np") as file:
-            settings = json.loads((file.metadata() or {})["tierexport.codec"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        settings, arrays = _held(Path(path))
         if settings["version"] not in VERSIONS:
             read = " and ".join(VERSIONS)
             raise VectorError(f"{path} is a codec of version {settings['version']!r}, and {read} are read: update tierexport")
@@ -49,6 +50,26 @@ def read_codec(path: Path) -> tuple[Codec, Bytes | None]:
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise VectorError(f"{path} is no codec that tierexport wrote: {error!r}") from None
     return codec, arrays.get("codes")
+
+
+def _held(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A file's settings and arrays, as what is in a file comes: unchecked."""
+    with safe_open(path, framework="np") as file:
+        settings = json.loads((file.metadata() or {})["tierexport.codec"])
+        types = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # not a dict
+        mapped = types.get("codes") == "U8"
+        arrays = {name: file.get_tensor(name) for name in types if name != "codes" or not mapped}
+    return settings, arrays | ({"codes": _mapped(path)} if mapped else {})
+
+
+def _mapped(path: Path) -> Bytes:
+    """The codes in a safetensors file, mapped. The header, JSON after its length in eight bytes, says where they lie."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))["codes"]
+    first, _ = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    return np.memmap(path, np.uint8, "r", 8 + size + first, shape) if np.prod(shape) else np.zeros(shape, np.uint8)
 
 
 def _codec(settings: Mapping[str, Any], arrays: Mapping[str, Any]) -> Codec:
