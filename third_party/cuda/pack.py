@@ -1,6 +1,6 @@
-"""Pack what verify.sh needs on a machine with a GPU and no network: `pack.py FOLDER [DATA ...]`.
+"""Pack what verify.sh and train.sh need on a machine with a GPU and no network: `pack.py FOLDER [DATA ...]`.
 
-FOLDER gets the bundle, one compressed tar in one piece or in parts, with verify.sh and SHA256SUMS
+FOLDER gets the bundle, one compressed tar in one piece or in parts, with the scripts and SHA256SUMS
 beside it. Inside are the project at HEAD, the default model, llama.cpp's sources and converter, the
 BEIR folders named, and wheels of all that tierexport needs but torch and numpy: the target has its
 own, for its own CUDA. Run it with the Python of a checkout's .venv.
@@ -35,6 +35,8 @@ BUILT_THERE = "llama-cpp-python"
 BUILDERS = ("pip", "scikit-build-core", "packaging", "pathspec")
 """The package that is compiled on the target, and what that takes beside compilers and cmake."""
 
+SCRIPTS = ("steps.sh", "train.sh", "verify.sh")
+
 MSLK_OF_TORCH = {"2.10": "1.0.0", "2.11": "1.1.0"}
 """mslk's kernels load into the torch that they were built for."""
 
@@ -65,6 +67,8 @@ def main() -> None:
         converter(bundle / "cache")
         for data in options.data:
             shutil.copytree(data, bundle / "data" / data.resolve().name)
+        if options.pairs:
+            shutil.copy2(options.pairs, bundle / "pairs.jsonl")
         write(bundle, options.folder, PART_BYTES if options.parts else sys.maxsize)
 
 
@@ -73,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pack what verify.sh needs on a machine without a network.")
     parser.add_argument("folder", type=Path, help="an empty folder, or one to make")
     parser.add_argument("data", type=Path, nargs="*", help="BEIR folders to verify on")
+    parser.add_argument("--pairs", type=Path, help='a .jsonl of "query" and "positive" that train.sh trains on')
     parser.add_argument("--python", default="3.12", help="the target's Python (%(default)s)")
     parser.add_argument("--torch", default="2.11", help="the target's torch, which mslk has to match (%(default)s)")
     parser.add_argument("--platform", default="manylinux_2_28_x86_64", help="newest that the target takes (%(default)s)")
@@ -82,7 +87,8 @@ def arguments() -> argparse.Namespace:
 
 def needed(python: str) -> set[str]:
     """What to install on the target, as pinned: from pyproject.toml on through what is installed here."""
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    declaring = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = [*declaring["dependencies"], *declaring["optional-dependencies"]["lora"]]
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pins = {canonicalize_name(line.partition("==")[0]): line for line in lines if "==" in line}
     target = {"python_version": python, "python_full_version": f"{python}.0", "extra": ""}
@@ -147,7 +153,8 @@ def write(bundle: Path, folder: Path, part_bytes: int) -> None:
         while piece := whole.read(min(part_bytes, packed.stat().st_size)):
             (folder / f"bundle.{number:02}").write_bytes(piece)
             number += 1
-    shutil.copy2(Path(__file__).with_name("verify.sh"), folder)
+    for script in SCRIPTS:
+        shutil.copy2(Path(__file__).with_name(script), folder)
     files = sorted(folder.iterdir())
     (folder / "SHA256SUMS").write_text("".join(f"{file_digest(file)}  {file.name}\n" for file in files))
     sys.stdout.writelines(f"{file.stat().st_size / 1e6:7.1f} MB  {file}\n" for file in files)
