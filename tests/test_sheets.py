@@ -1,6 +1,9 @@
 """Tables on terminals of any width: each row says which it is, and nothing that it holds is lost."""
 
+import ast
+import contextlib
 import fcntl
+import inspect
 import io
 import os
 import pty
@@ -9,31 +12,33 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from conftest import Built, built_once, run
-from tierexport import pipeline
+from conftest import Built, built_once
+from tierexport import cli, pipeline
 from tierexport.artifact.folder import read_verification
 from tierexport.artifact.manifest import read_manifest
-from tierexport.artifact.verdicts import LanguageVerdict, Verification
+from tierexport.artifact.verdicts import LanguageVerdict, LengthVerdict, Verification
 from tierexport.base.shipped import names_of
-from tierexport.formats.inspect import inspect
-from tierexport.publish import release
-from tierexport.publish.table import publication_table
-from tierexport.recipe.read import shipped_recipes
-from tierexport.recipe.schema import recipe_keys
-from tierexport.report import comparison, listings, tables
+from tierexport.metrics.similarity import COSINE
+from tierexport.publish import table
+from tierexport.quantizing import Quantized
+from tierexport.report import listings, tables
 from tierexport.report.sheet import Sheet, new_sheet
-from tierexport.search.found import Found, Frontier, Point
+from tierexport.search.found import CodecPoint, Found, FoundCodec, Frontier, Point
 from tierexport.search.layer_map import LayerSensitivity, ModelMap
 from tierexport.search.layers import LayerReading
+from tierexport.training.conditions import Comparison, Row
 
 WIDTHS = (60, 80, 110, 200)
 
@@ -47,46 +52,177 @@ def built(shared: Path, tiny_model: Path) -> Built:
     return built_once(shared, "shown", "three_tier.toml", *(part for each in settings for part in ("--set", each)))
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command that shows tables: its arguments, and what stands in for what takes long, by the place of the function."""
+
+    arguments: tuple[object, ...]
+    instead: Mapping[str, object] = field(default_factory=dict)
+
+
 @pytest.fixture(scope="module")
-def sheets(built: Built, tiny_model: Path) -> dict[str, Sheet]:
-    """Every table that a command shows."""
-    made = pipeline.plan(built.folder / "recipe.toml", [f"model={tiny_model}"])
-    manifest, found = read_manifest(built.folder), read_verification(built.folder)
+def commands(built: Built, tiny_model: Path) -> dict[str, Command]:
+    """Every command that shows tables, by its name, with values of every kind that they show."""
+    folder, recipe = built.folder, built.folder / "recipe.toml"
+    manifest, found = read_manifest(folder), _in_languages_and_lengths(read_verification(folder))
+    made = pipeline.Build(folder, manifest, found)
     readings = tuple(LayerReading(layer, 0.512, 0.25, 0.125, 0.75, 0.0625) for layer in range(12))
     costs = tuple(LayerSensitivity(layer, bits, 0.0123, 0.987) for layer in range(12) for bits in (4, 8))
-    types = {f"layer {n} attention": "Q4_0" for n in range(40)}
-    inspected = [part for each in inspect(built.folder) for part in tables.inspection_parts(each)]
+    searched = Found(Path("x.toml"), 1, 5.8, 0.1, {f"layer {n} attention": "Q4_0" for n in range(40)}, 0.1)
     points = (
         Point("llama.cpp", "Q4_K_M", 21_300_000, 7.32, 0.0112, 0.01),
         Point("searched", "", 16_300_000, 5.8, 0.002, 0.003, 0.0021),
     )
-    shown: dict[str, Sheet | Iterator[Sheet]] = {
-        "plan": (tables.plan_table(fmt) for fmt in made),
-        "totals": tables.totals_table(made),
-        "sizes": tables.sizes_table(manifest),
-        "verify": tables.verification_tables(_in_languages(found)),
-        "compare": tables.compare_table(comparison.compare([built.folder])),
-        "map": tables.map_table(ModelMap("tiny", 128, readings, costs, 3, {})),
-        "found": tables.found_table(Found(Path("x.toml"), 1, 5.8, 0.1, types, 0.1)),
-        "frontier": tables.frontier_table(Frontier("tiny", points)),
-        "inspect": (part for part in inspected if isinstance(part, Sheet)),
-        "publish": publication_table(release.publish(built.folder, "dir:nowhere", dry_run=True)),
-        "recipes": listings.recipes_table(shipped_recipes()),
-        "models": listings.models_table(names_of("models")),
-        "keys": listings.keys_table({path: key for path, key in recipe_keys().items() if key.meaning}),
-        "docs": listings.documents_table({"tutorial": "From a model to a published artifact"}),
-    }
+    codec = CodecPoint("int4", "rolling", 384, 2, True, False, 384, 0.7, -0.001, -0.002, 0.001, 0.98, 0.99)
+    row = Row("int8, minmax, trained head", 61.29, {"scifact": 0.6, "squad-dev": 0.7}, 0.65, 0.01, -0.01, 0.03, 0.9, 1, 384, 40)
+    conditions = Comparison((row, replace(row, name="fp32")), COSINE, ())
     return {
-        f"{name} {number}": sheet
-        for name, found_sheets in shown.items()
-        for number, sheet in enumerate([found_sheets] if isinstance(found_sheets, Sheet) else found_sheets)
+        "plan": Command(("plan", recipe, "--set", f"model={tiny_model}")),
+        "build": Command(("build", recipe), {"tierexport.pipeline.build": made}),
+        "quantize": Command(
+            ("quantize", "tiny", "--sizes", "1MB,2MB"),
+            {"tierexport.quantizing.quantize": ([Quantized(searched, made)] * 2, None)},
+        ),
+        "verify": Command(("verify", folder), {"tierexport.pipeline.verify_again": found}),
+        "compare": Command(("compare", folder)),
+        "map": Command(
+            ("map", "tiny"), {"tierexport.pipeline.map_model": ModelMap("tiny", 128, readings, costs, 3, {"rewrite": 0.5})}
+        ),
+        "search": Command(("search", "tiny", "--bits", "5"), {"tierexport.pipeline.search": (searched, made)}),
+        "search --frontier": Command(
+            ("search", "tiny", "--frontier"), {"tierexport.pipeline.draw_frontier": Frontier("tiny", points)}
+        ),
+        "inspect": Command(("inspect", folder)),
+        "publish": Command(("publish", folder, "--to", "dir:nowhere", "--dry-run")),
+        "recipes": Command(("recipes",)),
+        "keys": Command(("keys",)),
+        "docs": Command(("docs",)),
+        "vectors search": Command(
+            ("vectors", "search", "tiny", "--bytes", "384"),
+            {"tierexport.pipeline.search_codec": FoundCodec("tiny", 384, 9, ("scifact",), (codec, replace(codec, bytes=192)))},
+        ),
+        "vectors eval": Command(
+            ("vectors", "eval", "tiny", "--data", "scifact", "--pairs", recipe),
+            {"tierexport.training.conditions.evaluate": conditions},
+        ),
     }
 
 
-def _in_languages(found: Verification) -> Verification:
-    """The same with figures by language."""
+def _in_languages_and_lengths(found: Verification) -> Verification:
+    """The same with figures by language and by length."""
     judged = tuple(LanguageVerdict(each, 14, 1.0, 0.998, 0.99, (0.997, 0.999)) for each in ("en", "de", "zh"))
-    return replace(found, verdicts=tuple(replace(each, languages=judged if each.fidelity else ()) for each in found.verdicts))
+    lengths = tuple(LengthVerdict(tokens, 4, 0.998, 0.99) for tokens in (512, 1024))
+    ran = (replace(each, languages=judged, lengths=lengths) if each.fidelity else each for each in found.verdicts)
+    return replace(found, verdicts=tuple(ran))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a command wrote on stdout, and the tables that it made of it, by the functions that made them."""
+
+    lines: list[str]
+    sheets: list[Sheet]
+    makers: set[str]
+
+
+def shown(command: Command, width: int, terminal: bool, folder: Path) -> Shown:
+    """A command run in this process, on a terminal of a width, or without one, where COLUMNS says it."""
+    sheets: list[Sheet] = []
+    makers: set[str] = set()
+
+    def recorded(*arguments: Any, **named: Any) -> Sheet:
+        makers.add(sys._getframe(1).f_code.co_name)
+        sheets.append(new_sheet(*arguments, **named))
+        return sheets[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for place, value in command.instead.items():
+            patch.setattr(place, lambda *_, value=value, **__: value)
+        for module in (tables, listings, table):
+            patch.setattr(module, "new_sheet", recorded)
+        patch.chdir(folder)
+        written = _written_to(command, width, terminal, patch)
+    return Shown([Text.from_ansi(line).plain.rstrip() for line in written.splitlines()], sheets, makers)
+
+
+def _written_to(command: Command, width: int, terminal: bool, patch: pytest.MonkeyPatch) -> str:
+    """All that a command writes to stdout."""
+    arguments = [str(each) for each in command.arguments]
+    if not terminal:
+        patch.setenv("COLUMNS", str(width))
+        held = io.StringIO()
+        with contextlib.redirect_stdout(held):
+            cli.main(arguments, standalone_mode=False)
+        return held.getvalue()
+    patch.delenv("COLUMNS", raising=False)
+    patch.setenv("TERM", "xterm-256color")
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    with ThreadPoolExecutor() as readers:
+        written = readers.submit(_all_of, leader)
+        with open(follower, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):  # noqa: PTH123
+            patch.setattr("rich.console._STD_STREAMS", (follower,))  # whose size it asks for
+            cli.main(arguments, standalone_mode=False)
+        return written.result()
+
+
+def _all_of(leader: int) -> str:
+    """What arrives at a terminal until its other end is closed."""
+    found = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while chunk := os.read(leader, 4096):
+            found += chunk
+    os.close(leader)
+    return found.decode()
+
+
+NAMES = (
+    "plan", "build", "quantize", "verify", "compare", "map", "search", "search --frontier", "inspect", "publish", "recipes",
+    "keys", "docs", "vectors search", "vectors eval",
+)  # fmt: skip
+"""Those of the commands that show tables."""
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "no terminal"])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", NAMES)
+def test_no_row_loses_what_it_is_or_holds(
+    name: str, width: int, terminal: bool, commands: dict[str, Command], tmp_path: Path
+) -> None:
+    found = shown(commands[name], width, terminal, tmp_path)
+    tables_end = len(found.lines)
+    assert found.sheets
+    start = -1
+    for sheet in found.sheets:
+        rows = [[Text.from_markup(cell).plain for cell in row] for row in sheet.rows]
+        assert rows, sheet.title
+        starts = list(_starts(sheet, rows, found.lines, start))
+        start = starts[-1]
+        for row, first, end in zip(rows, starts, [*starts[1:], tables_end], strict=True):
+            block = " ".join(found.lines[first:end])
+            for column, cell in zip(sheet.names, row, strict=True):
+                words = cell.split() if column in sheet.text else [cell]
+                assert all(word in block for word in words), (sheet.title, width, column, cell, block)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_table_keeps_to_the_columns(width: int, commands: dict[str, Command], tmp_path: Path) -> None:
+    for name in NAMES:
+        for sheet in shown(commands[name], width, False, tmp_path).sheets:
+            assert max(map(cell_len, rendered(sheet, width, True))) <= width, (name, sheet.title)
+
+
+def test_every_command_and_every_table_is_among_them(commands: dict[str, Command], tmp_path: Path) -> None:
+    assert tuple(commands) == NAMES
+    groups = {name: each for name, each in cli.main.commands.items() if isinstance(each, click.Group)}
+    known = {name: each for name, each in cli.main.commands.items() if name not in groups}
+    known |= {f"{group} {name}": each for group, held in groups.items() for name, each in held.commands.items()}
+    showing = {name for name, each in known.items() if each.callback and "print_parts(" in inspect.getsource(each.callback)}
+    assert showing == {name.partition(" --")[0] for name in NAMES}
+    called = set().union(*(shown(commands[name], 80, False, tmp_path).makers for name in NAMES))
+    written = [node for module in (tables, listings, table) for node in ast.walk(ast.parse(inspect.getsource(module)))]
+    makers = {each.name for each in written if isinstance(each, ast.FunctionDef) and "new_sheet(" in ast.unparse(each)}
+    assert called == makers
 
 
 def rendered(sheet: Sheet, width: int, terminal: bool) -> list[str]:
@@ -96,29 +232,12 @@ def rendered(sheet: Sheet, width: int, terminal: bool) -> list[str]:
     return [Text.from_ansi(line).plain.rstrip() for line in file.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-@pytest.mark.parametrize("width", WIDTHS)
-def test_no_row_loses_what_it_is_or_holds(sheets: dict[str, Sheet], width: int, terminal: bool) -> None:
-    for name, sheet in sheets.items():
-        lines = rendered(sheet, width, terminal)
-        assert all(cell_len(line) <= width for line in lines), name
-        rows = [[Text.from_markup(cell).plain for cell in row] for row in sheet.rows]
-        assert rows, name
-        starts = list(_starts(name, sheet, rows, lines))
-        for row, start, end in zip(rows, starts, [*starts[1:], len(lines)], strict=True):
-            block = " ".join(lines[start:end])
-            for column, cell in zip(sheet.names, row, strict=True):
-                words = cell.split() if column in sheet.text else [cell]
-                assert all(word in block for word in words), (name, width, column, cell, block)
-
-
-def _starts(name: str, sheet: Sheet, rows: list[list[str]], lines: list[str]) -> Iterator[int]:
-    """The line of each row that names all of what it is, row after row."""
-    start = -1
+def _starts(sheet: Sheet, rows: list[list[str]], lines: list[str], start: int) -> Iterator[int]:
+    """The line of each row that names all of what it is, row after row, after line `start`."""
     for row in rows:
         keys = row[: sheet.keys]
         start = next((n for n in range(start + 1, len(lines)) if _names(sheet, keys, lines[n])), -1)
-        assert start >= 0, (name, keys, lines)
+        assert start >= 0, (sheet.title, keys, lines)
         yield start
 
 
@@ -129,9 +248,10 @@ def _names(sheet: Sheet, keys: list[str], line: str) -> bool:
     return begins and not indented and all(key in line for key in keys)
 
 
-def test_wide_terminals_get_tables_and_narrow_ones_rows_of_values(sheets: dict[str, Sheet]) -> None:
-    wide, narrow = (rendered(sheets["plan 0"], width, True) for width in (200, 60))
-    assert len(wide) == len(sheets["plan 0"].rows) + 4  # title, names, line, an empty one
+def test_wide_terminals_get_tables_and_narrow_ones_rows_of_values(commands: dict[str, Command], tmp_path: Path) -> None:
+    sheet = shown(commands["plan"], 80, False, tmp_path).sheets[0]
+    wide, narrow = (rendered(sheet, width, True) for width in (200, 60))
+    assert len(wide) == len(sheet.rows) + 4  # title, names, line, an empty one
     assert "  role token_embeddings · tier embeddings · bits 16" in "\n".join(narrow)
 
 
@@ -145,41 +265,14 @@ def test_long_names_are_cut_in_the_middle() -> None:
     assert second == "  bytes 1"
 
 
-def test_a_terminal_s_width_is_taken(tmp_path: Path) -> None:
-    """A real one, by its size; and COLUMNS where there is none."""
+def test_a_terminal_s_width_is_taken() -> None:
+    """A real one, by its size."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     process = subprocess.Popen([sys.executable, "-m", "tierexport", "recipes"], stdout=follower, env=environment)
     os.close(follower)
-    shown = b""
-    while chunk := _read(leader):
-        shown += chunk
+    lines = [Text.from_ansi(line).plain.rstrip() for line in _all_of(leader).splitlines()]
     assert process.wait() == 0
-    lines = [Text.from_ansi(line).plain.rstrip() for line in shown.decode().splitlines()]
     assert max(map(cell_len, lines)) <= 60
     assert set(names_of("recipes")) <= set(lines)
-
-
-def _read(leader: int) -> bytes:
-    try:
-        return os.read(leader, 4096)
-    except OSError:  # the other end is closed
-        return b""
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_commands_keep_to_columns(built: Built, width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.chdir(tmp_path)
-    for command in (
-        ["plan", "three_tier"],
-        ["recipes"],
-        ["keys"],
-        ["docs"],
-        ["compare", built.folder],
-        ["inspect", built.folder],
-    ):
-        done = run(*command)
-        assert done.exit_code == 0, done.stderr
-        assert max(map(cell_len, done.stdout.splitlines())) <= width, command
