@@ -3,14 +3,20 @@
 import json
 import os
 import re
+import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
 
 from conftest import MINILM, run
 from forked import command
+from loopback_card import card_errors
 from loopback_repository import User
 from loopback_writable import WritableHub, serving_writable
 from tierexport.base.errors import InputError
@@ -23,7 +29,7 @@ from tierexport.search.trial import TrialModel
 Made = tuple[Path, dict[str, Any]]
 """The folder of an artifact, and what --json printed of it."""
 
-TOKEN = "hf_" + "a" * 20 + "SECRET"
+TOKEN, BASE = "hf_" + "a" * 20 + "SECRET", "alice/base"
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +195,37 @@ def test_pushed_as_a_pull_request(hub: WritableHub, tiny_model: Path, budget: st
     files = hub.head("alice/tiny-GGUF", "refs/pr/1").files
     (name,) = (path for path in files if path.startswith("gguf/"))
     assert files[name].content == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_fine_tune_in_a_folder_goes_out_by_its_base_model_and_without_a_path(
+    hub: WritableHub, study: Study, tiny_model: Path, tmp_path: Path
+) -> None:
+    """To a hub and to a folder, several sizes and one, with texts of its own; nothing has to be overruled."""
+    tuned = Path(shutil.copytree(tiny_model, tmp_path / "secret-place" / "my-tune"))
+    weights = load_file(tuned / "model.safetensors")
+    save_file({name: each * np.float32(1.01) for name, each in weights.items()}, tuned / "model.safetensors", {"format": "pt"})
+    texts = tmp_path / "secret-place" / "mine.txt"
+    texts.write_text("".join(f"the {number}th text is about bread and rivers\n" for number in range(200)))
+    sizes = ",".join(f"{smallest_file(study) * factor / 1e6:.2f}MB" for factor in (1.25, 1.6))
+    arguments = ["quantize", tuned, "--sizes", sizes, "--texts", texts, "--base-model", BASE, "--out", tmp_path / "made"]
+    environment = {**os.environ, **hub.environment(), "HF_TOKEN": TOKEN}
+    done = command(*map(str, arguments), "--push", "hf:alice/my-tune-GGUF", environment=environment)
+    assert done.returncode == 0, done.stderr
+    folders = sorted((tmp_path / "made").iterdir())
+    for place, given in (("several", folders), ("one", folders[:1])):
+        published = run("publish", *given, "--to", f"dir:{tmp_path / place}")
+        assert published.exit_code == 0, published.stderr
+    gone = {path: blob.content for path, blob in hub.head("alice/my-tune-GGUF").files.items()}
+    for place in ("several", "one"):
+        gone |= {f"{place}/{each.name}": each.read_bytes() for each in (tmp_path / place).rglob("*") if each.is_file()}
+    assert len(gone) > 20
+    for path, content in gone.items():
+        assert not any(str(each).encode() in content for each in (tmp_path, f"{Path.home()}/", "secret-place")), path
+    for card in ("README.md", "several/README.md", "one/README.md"):
+        head = yaml.safe_load(gone[card].split(b"---\n")[1])
+        assert (head["base_model"], head["base_model_relation"]) == (BASE, "quantized")
+        assert card_errors(gone[card].decode()) == []
+    assert tomllib.loads(gone["one/recipe.toml"].decode())["model"] == BASE
 
 
 @pytest.mark.skipif("TIEREXPORT_SLOW" not in os.environ, reason="takes minutes: TIEREXPORT_SLOW=1")
