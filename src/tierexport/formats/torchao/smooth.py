@@ -70,7 +70,8 @@ def _factors(inputs: torch.Tensor, weight: torch.Tensor, exponent: float) -> tor
 
 def _rounded(weight: torch.Tensor, factors: torch.Tensor, settings: TorchaoSettings) -> Any:
     """Torchao's tensor of the weight times `factors`, which divides its inputs by them."""
-    alone = torch.nn.Linear(*weight.shape[::-1], bias=False)
+    rows, columns = weight.shape
+    alone: Any = torch.nn.Linear(columns, rows, bias=False)
     alone.weight = torch.nn.Parameter(weight.detach() * factors, requires_grad=False)
     quantize(alone, DYNAMIC, config_of(DYNAMIC, settings), settings)
     alone.weight.act_pre_scale = 1 / factors
