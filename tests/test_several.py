@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from forked import command
 from loopback_card import card_errors
 from loopback_repository import User
 from loopback_writable import WritableHub, serving_writable
+from tierexport.artifact.folder import read_verification
+from tierexport.artifact.manifest import read_manifest
+from tierexport.report.card import Access
+from tierexport.report.repository import LARGEST, RECOMMENDED, SMALLER, Member, recommended, render_repository
 
 TOKEN, NAME = "hf_" + "a" * 20 + "SECRET", "alice/tiny-GGUF"
 SIZES = {"TIER_A": "4", "TIER_B": "8", "TIER_C": "16"}
@@ -84,10 +89,32 @@ def test_the_card_has_a_row_for_each_file_with_its_figures(hub: WritableHub, siz
         assert f"{judged['delta']:+.3f} ({judged['ci_low']:+.3f} to {judged['ci_high']:+.3f})".replace("-", "−") in row
         assert f"{found['top10_retention']:.3f}" in row
     assert sum("**Take this one**" in row for row in rows) == 1
+    lead = card.partition("## Which file")[0]
+    assert re.search(
+        r"\*\*[\d.]+ [KM]B → [\d.]+ [KM]B \([\d.]+ × smaller\), cosine [\d.]+, NDCG@10 .* on the built-in set\*\*", lead
+    )
     chosen = next(tag for tag, row in zip(SIZES, rows, strict=True) if "**Take this one**" in row)
     assert f"llama-server -hf {NAME}:{chosen} --embedding" in card
     assert f"ollama pull hf.co/{NAME}:{chosen}" in card
     assert f'Llama("tiny-bert-{chosen}.gguf"' in card
+
+
+def test_the_one_to_take_is_the_smallest_that_is_shown_to_lose_little(sizes: list[Path]) -> None:
+    """An interval that reaches zero does not show it: its lower end has to lie above the limit."""
+    members = [Member(folder, read_manifest(folder), read_verification(folder)) for folder in sizes]
+
+    def judged(low: float, member: Member) -> Member:
+        (verdict, *rest) = member.found.verdicts
+        retrieval = tuple(replace(each, ci_low=low, ci_high=0.02) for each in verdict.retrieval)
+        return replace(member, found=replace(member.found, verdicts=(replace(verdict, retrieval=retrieval), *rest)))
+
+    wide, narrow, narrower = (judged(low, member) for low, member in zip((-0.01, -0.004, -0.001), members, strict=True))
+    assert recommended((wide, narrow, narrower)) is narrow
+    card = render_repository((wide, narrow, narrower), Access())
+    uses = [line.rpartition(" | ")[2].rstrip(" |") for line in card.splitlines() if line.startswith("| [`")]
+    assert uses == [SMALLER, RECOMMENDED, LARGEST]
+    unproven = [judged(-0.01, member) for member in members]
+    assert recommended(unproven) is min(unproven, key=lambda each: each.loss)
 
 
 def test_what_an_earlier_release_had_goes(hub: WritableHub, sizes: list[Path]) -> None:

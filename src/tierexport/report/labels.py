@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 BESIDE = [(x * far, y * far) for far in (1, 2, 3) for x, y in ((6, 5), (6, -5), (-6, 5), (-6, -5), (0, 9), (0, -9))]
 """Where a name may stand, in points right of and above what it names; the first where it hides nothing is taken."""
 
+MARGIN = 2
+"""Pixels around a name that stay free."""
+
 STEP = 3
 """Pixels between the places of a line that a name is kept off."""
 
@@ -48,7 +51,7 @@ def _moved(note: Any, place: tuple[int, int]) -> "Bbox":
     note.xyann = place
     note.set_horizontalalignment("left" if x > 0 else "right" if x else "center")
     note.set_verticalalignment("bottom" if y > 0 else "top")
-    box: Bbox = note.get_window_extent()
+    box: Bbox = note.get_window_extent().padded(MARGIN)
     return box
 
 

@@ -9,14 +9,16 @@ from tierexport.artifact.verdicts import RetrievalVerdict, Verdict, Verification
 from tierexport.base.sizes import shown_size
 from tierexport.metrics.similarity import SIMILARITIES
 from tierexport.report.card import Access, head, origin, snippets, template
-from tierexport.report.summary import difference, first_verdict, set_name, short_cosine, sizes
+from tierexport.report.summary import difference, first_verdict, set_name, short_cosine, summary
+from tierexport.search.find import LOSS
 
 PICTURE = "frontier.png"
 """Of all sizes: bytes against loss."""
 
-RECOMMENDED = "**Take this one**: the smallest whose retrieval can't be told from fp32's"
+RECOMMENDED = f"**Take this one**: the smallest whose retrieval is shown to lose less than {LOSS:g} of NDCG@10"
 NEAREST = "**Take this one**: the nearest to fp32"
-SMALLER, LARGER = "Where every megabyte counts", "Where vectors are to be as near to fp32's as they can be"
+SMALLER, LARGER = "Where every megabyte counts", "Nearer to fp32's vectors, in more bytes"
+LARGEST = "Where vectors are to be as near to fp32's as they can be"
 """What a size is for."""
 
 
@@ -69,7 +71,7 @@ def render_repository(members: Sequence[Member], access: Access) -> str:
         members=[{"row": _cells(member, sets), "use": _use(member, chosen, members)} for member in members],
         sets=[set_name(each) for each in sets],
         chosen=chosen,
-        size=sizes(manifest, chosen.artifact),
+        summary=summary(manifest, chosen.found),
         paths={chosen.artifact.format: chosen.file},
         name=f"{manifest.model.name}-{chosen.tag}".lower(),
         place=access.model,
@@ -84,17 +86,23 @@ def render_repository(members: Sequence[Member], access: Access) -> str:
 
 
 def recommended(members: Sequence[Member]) -> Member:
-    """The smallest whose interval of every retrieval difference reaches zero; where there is none, the nearest to fp32."""
-    equal = [each for each in members if each.retrieval and all(found.ci_high >= 0 for found in each.retrieval)]
-    return min(equal, key=lambda each: each.artifact.bytes) if equal else min(members, key=lambda each: each.loss)
+    """The smallest whose interval of every retrieval difference excludes LOSS; where there is none, the nearest to fp32."""
+    proven = [each for each in members if _proven(each)]
+    return min(proven, key=lambda each: each.artifact.bytes) if proven else min(members, key=lambda each: each.loss)
+
+
+def _proven(member: Member) -> bool:
+    """Whether its retrieval is shown to lose less than LOSS, as `quantize` takes the smallest."""
+    return bool(member.retrieval) and all(found.ci_low > -LOSS for found in member.retrieval)
 
 
 def _use(member: Member, chosen: Member, members: Sequence[Member]) -> str:
     """What a size is for."""
     if member is chosen:
-        reaches = chosen.retrieval and all(found.ci_high >= 0 for found in chosen.retrieval)
-        return RECOMMENDED if reaches else NEAREST
-    return SMALLER if members.index(member) < members.index(chosen) else LARGER
+        return RECOMMENDED if _proven(chosen) else NEAREST
+    if members.index(member) < members.index(chosen):
+        return SMALLER
+    return LARGEST if member is min(members, key=lambda each: each.loss) else LARGER
 
 
 def _cells(member: Member, sets: Sequence[str]) -> list[str]:
@@ -103,5 +111,5 @@ def _cells(member: Member, sets: Sequence[str]) -> list[str]:
     figures = (short_cosine(fidelity.cos_mean), f"{fidelity.top10_retention:.3f}") if fidelity else ("not run", "")
     judged = {each.dataset: each for each in member.retrieval}
     differences = [difference(judged[name]) if name in judged else "" for name in sets]
-    size, bits = shown_size(member.artifact.bytes), f"{member.artifact.stored_bits:.2f}"
+    size, bits = shown_size(member.artifact.bytes).replace(" ", "\N{NO-BREAK SPACE}"), f"{member.artifact.stored_bits:.2f}"
     return [f"[`{member.file}`]({member.file})", size, bits, *figures, *differences]

@@ -22,7 +22,7 @@ from tierexport.search.stock import STOCK
 from tierexport.search.study import Study, types_in
 from tierexport.verify.opened import Judged, OpenArtifact
 
-CURVE_POINTS = 12
+CURVE_POINTS = 6
 """Sizes searched along the curve, beside those of the points with names."""
 
 
