@@ -144,7 +144,7 @@ def test_documents_are_searched_in_parts(cluster: Cluster, tmp_path: Path, monke
     documents = np.memmap(tmp_path / "vectors", np.float32, mode="r").reshape(-1, 8)
     order = generator.permutation(3000)
     expected = top_documents(queries, np.array(documents), similarity=Similarity("dot", unit=False), order=order)
-    monkeypatch.setattr("tierexport.verify.retrieval.PART_ROWS", 700)
+    monkeypatch.setattr(sys.modules["tierexport.verify.retrieval"], "PART_ROWS", 700)
     found = top_documents(queries, documents, similarity=Similarity("dot", unit=False), order=order, workers=cluster)
     scores = queries @ documents[order].T
     assert np.array_equal(found[0], order[np.argsort(-scores, 1, kind="stable")[:, :10]])

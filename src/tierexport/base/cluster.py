@@ -112,7 +112,7 @@ class Cluster:
         self._work: Callable[[Any], Any] | None = None
         self._pool: Any = None
         self._sent = b""
-        self._actors = 0
+        self._actors: list[Any] = []
         self._did: dict[str, _Did] = {}
 
     def map(
@@ -136,20 +136,28 @@ class Cluster:
         """Let go of the workers, and say what each did."""
         import ray
 
-        self._pool = None
+        self._let_go()
         if self._own:
             ray.shutdown()
         for worker, did in sorted(self._did.items()):
             note(f"worker {worker}: {did.items} {'part' if did.items == 1 else 'parts'} of the work in {duration(did.seconds)}")
 
     def _hold(self, work: Callable[[Any], Any]) -> None:
-        """Let the workers have this work; those that have another end, once nothing refers to them."""
+        """Let the workers have this work; those that have another end."""
         from ray import cloudpickle
         from ray.util import ActorPool
 
         if self._work != work:
-            self._work, self._pool, self._actors = work, ActorPool([]), 0
-            self._sent = cloudpickle.dumps(work)
+            self._let_go()
+            self._work, self._pool, self._sent = work, ActorPool([]), cloudpickle.dumps(work)
+
+    def _let_go(self) -> None:
+        """End the workers, at once: Ray would wait for one that still has an item."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        self._work, self._pool, self._actors = None, None, []
 
     def _answers(self, items: Iterable[T], gpu: bool) -> Iterator["_Answer[Any]"]:
         """Answers as they come. Raises what the work raises, MachineError where workers die of an item again and again."""
@@ -164,10 +172,10 @@ class Cluster:
                     return
                 yield self._pool.get_next_unordered()
         except ray.exceptions.RayTaskError as error:
-            self._work = None
+            self._let_go()
             raise error.cause from None
         except ray.exceptions.RayError as error:
-            self._work = None
+            self._let_go()
             raise MachineError(f"workers of the cluster died again and again: {str(error).strip().splitlines()[0]}") from error
 
     def _has_room(self, gpu: bool) -> bool:
@@ -179,11 +187,11 @@ class Cluster:
         slots = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
         if not slots:
             raise MachineError(f"the cluster has no {'GPU' if gpu else 'CPU'} to work on")
-        if self._actors == slots:
+        if len(self._actors) == slots:
             return False
         options = {"num_cpus": 1, "num_gpus": int(gpu), "max_restarts": -1, "max_task_retries": RETRIES}
-        self._pool.push(ray.remote(_Holder).options(**options).remote(self._sent))
-        self._actors += 1
+        self._actors.append(ray.remote(_Holder).options(**options).remote(self._sent))
+        self._pool.push(self._actors[-1])
         return True
 
 
