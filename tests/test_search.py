@@ -37,7 +37,6 @@ from tierexport.search.layer_map import layer_sensitivity
 from tierexport.search.lossless import RetrievalJudge
 from tierexport.search.stock import quantize_stock
 from tierexport.search.study import Study, types_in
-from tierexport.search.times import times_of
 from tierexport.verify.intervals import Difference
 
 
@@ -118,13 +117,14 @@ def test_the_allocation_keeps_two_budgets(seed: int) -> None:
 
 def test_a_search_keeps_to_a_time(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Types of other speeds than this machine's, so that what is chosen is known; and this machine's, measured."""
-    measured = times_of(study)
+    measured = study.times
     assert measured.keys() >= {"F32", "IQ4_NL"} and all(0.05 < each < 20 for each in measured.values())
-    assert times_of(study) == measured  # kept
+    del study.times
+    assert study.times == measured  # kept
     free = study.best(3_000_000, tmp_path / "free.toml")
     slow = max(set(free.types.values()) - {"Q8_0"}, key=list(free.types.values()).count)
     fake = {each.native: 1.0 for _, each in study.effects.rows} | {slow: 9.0}
-    monkeypatch.setattr(study, "_times", fake, raising=False)
+    monkeypatch.setattr(study, "times", fake)
     fast = study.best(3_000_000, tmp_path / "fast.toml", 1.0)
     assert slow not in {fast.types[group.name] for group in study.groups if group.layer is not None}
     assert fast.time == pytest.approx(1) and fast.bytes <= 3_000_000 and fast.predicted > free.predicted

@@ -225,12 +225,11 @@ def map_notes(found: ModelMap) -> Iterator[str]:
 
 def found_table(found: Found) -> Sheet:
     """The types that were chosen, by type, and what was predicted beside what was measured."""
-    names = ("type", "groups")
     took = "" if found.time is None else f", {found.time:.2f} of the time of Q8_0"
     table = new_sheet(
         f"{found.bytes:,} bytes, {found.stored_bits:.3f} stored bits{took}; 1−cos predicted {found.predicted:.6f}, "
         f"{'not measured' if found.measured is None else f'measured {found.measured:.6f}'} as built, on other texts",
-        *names, text=names[1:],
+        "type", "groups", text=("groups",),
     )  # fmt: skip
     for native in sorted(set(found.types.values()), key=colour_bits):
         table.add_row(native, ", ".join(name for name, each in found.types.items() if each == native))

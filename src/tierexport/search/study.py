@@ -24,11 +24,13 @@ from tierexport.formats.gguf.convert import converted
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.write import Unquantized, file_bytes
 from tierexport.formats.job import Job
+from tierexport.formats.protocol import Reader
 from tierexport.model.batches import within
 from tierexport.model.encoder import open_model
 from tierexport.model.languages import languages_of
 from tierexport.model.source import open_source
 from tierexport.model.stages import source_stages
+from tierexport.quantize.targets import NOTHING_ROUNDED
 from tierexport.recipe.plan import Plan, make_plan
 from tierexport.recipe.read import parse_recipe
 from tierexport.recipe.schema import CalibrationSettings, Recipe
@@ -113,11 +115,20 @@ class Study:
 
     def time(self, group: Group, option: Option) -> float:
         """What a group at an option adds to the time that llama.cpp takes, as a share of that of a file of Q8_0."""
-        return time_of(group, option, self.groups, self._times)
+        return time_of(group, option, self.groups, self.times)
 
     @functools.cached_property
-    def _times(self) -> Times:
-        return times_of(self)
+    def times(self) -> Times:
+        """The time of every type that a group may get."""
+        natives = sorted({option.native for _, option in self.effects.rows})
+        texts = [text.text for text in self.texts]
+        return times_of(self.groups, natives, self._plainly_rounded, texts, source_stages(self.source))
+
+    def _plainly_rounded(self, types: Mapping[str, str], path: Path) -> Reader:
+        """A file with these types by group, rounded to the nearest, open."""
+        made = self.plan(types, path.stem)
+        self.format.write(Job(made.formats[0], made, self.imatrix), NOTHING_ROUNDED, path, lambda _: None)
+        return self.format.open(path, "cpu")
 
     def size(self, choice: Choice) -> int:
         """Bytes of the GGUF, its recipe's name being of the longest kind."""

@@ -12,21 +12,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tierexport.base.archive import tools
 from tierexport.base.files import write_json
 from tierexport.base.progress import stage
-from tierexport.base.stages import stage_key
-from tierexport.formats.job import Job
+from tierexport.base.stages import Stages, stage_key
 from tierexport.formats.protocol import Reader
-from tierexport.model.stages import source_stages
-from tierexport.quantize.targets import NOTHING_ROUNDED
 from tierexport.search.effects import Option
 from tierexport.search.groups import Group, types_of
-
-if TYPE_CHECKING:
-    from tierexport.search.study import Study
 
 UNIT = "Q8_0"
 """The type whose file's time is 1: every model is offered in it."""
@@ -41,21 +34,23 @@ TURNS = 8
 Times = Mapping[str, float]
 """The time of a file whose layers are all of a type, as a share of Q8_0's, by type."""
 
+Make = Callable[[Mapping[str, str], Path], Reader]
+"""Writes a file with these types by group to a path, and opens it."""
 
-def times_of(study: "Study") -> Times:
-    """The time of every type that a group of layers may get, from the cache or measured now.
+
+def times_of(groups: Sequence[Group], natives: Sequence[str], make: Make, texts: Sequence[str], stages: Stages) -> Times:
+    """The time of each of these types and of Q8_0, from `stages` or measured now on the longest of `texts`.
 
     Raises ArtifactError where llama.cpp fails.
     """
-    natives = sorted({each.native for group in _layered(study.groups) for each in study.effects.options[group.name]} - {UNIT})
 
     def measure(folder: Path) -> None:
         with stage("Timing each type") as running:
             running.total((1 + len(natives)) * (1 + TURNS))
-            write_json(folder / "times.json", _measured(study, natives, running.step))
+            write_json(folder / "times.json", _measured(groups, natives, make, sorted(texts, key=len)[-TEXTS:], running.step))
 
     machine = [platform.machine(), platform.processor(), platform.node(), os.cpu_count(), os.environ.get("OMP_NUM_THREADS")]
-    stages, key = source_stages(study.source), stage_key("tierexport.search.times", natives, machine, tools())
+    key = stage_key("tierexport.search.times", natives, machine, tools())
     found: Times = json.loads((stages.run("times", key, measure) / "times.json").read_text("utf-8"))
     return found
 
@@ -75,18 +70,16 @@ def _parameters(groups: Sequence[Group]) -> int:
     return sum(tensor.parameters for group in groups for tensor in group.tensors)
 
 
-def _measured(study: "Study", natives: Sequence[str], progress: Callable[[int], None]) -> dict[str, float]:
+def _measured(
+    groups: Sequence[Group], natives: Sequence[str], make: Make, texts: Sequence[str], progress: Callable[[int], None]
+) -> dict[str, float]:
     """See `times_of`. `progress`: called with the number of steps done since the last call."""
-    layered = _layered(study.groups)
-    texts = sorted((text.text for text in study.texts), key=len)[-TEXTS:]
+    layered = _layered(groups)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         readers, shares = {}, {}
-        for native in (UNIT, *natives):
-            types = {group.name: native if group in layered and native in types_of(group) else UNIT for group in study.groups}
-            path = Path(scratch) / f"{native}.gguf"
-            made = study.plan(types, native)
-            study.format.write(Job(made.formats[0], made, study.imatrix), NOTHING_ROUNDED, path, lambda _: None)
-            readers[native] = stack.enter_context(closing(study.format.open(path, "cpu")))
+        for native in (UNIT, *(each for each in natives if each != UNIT)):
+            types = {group.name: native if group in layered and native in types_of(group) else UNIT for group in groups}
+            readers[native] = stack.enter_context(closing(make(types, Path(scratch) / f"{native}.gguf")))
             shares[native] = _parameters([group for group in layered if types[group.name] == native]) / _parameters(layered)
             progress(1)
         turns = []
