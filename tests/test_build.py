@@ -363,7 +363,9 @@ def test_a_fetch_that_fails_is_refused_with_the_remedy(
 
 
 def test_the_shipped_recipes_all_build_on_the_tiny_model(tiny_model: Path, tmp_path: Path) -> None:
-    for recipe in sorted(RECIPES.glob("*.toml")):
+    for recipe in sorted(
+        each for each in RECIPES.glob("*.toml") if each.stem != "fast"
+    ):  # which is compiled by test_torchao.py
         built = build(recipe, tmp_path / recipe.stem, "--set", f"model={tiny_model}")
         assert {each["status"] for each in built.results.values()} == {"ok"}, recipe.stem
 

@@ -297,7 +297,7 @@ def test_gates_decide_the_exit_code_and_mark_the_artifact(tiny_recipe: Path) -> 
     assert re.search(r"the gate cos_mean >= 1.5 failed: it is [01]\.\d{5}\n", said)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["verified"] is False  # kept, and marked
-    assert "**Not verified:**" in (out / "README.md").read_text()
+    assert "**Not verified against" in (out / "README.md").read_text()
     code, said = build_with("ndcg_delta_ci_low >= -0.005", tiny_recipe, out)
     assert code == 2
     assert "the gate ndcg_delta_ci_low >= -0.005 takes a retrieval set, and none is named: set verify.data" in said

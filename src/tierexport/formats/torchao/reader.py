@@ -36,5 +36,5 @@ class Opened:
         try:
             yield
         except RuntimeError as error:  # a kernel that refuses, memory that runs out
-            first = str(error).strip().splitlines()[0]
-            raise ArtifactError(f"{self.path.name}: torch failed on {self.device}: {first}") from error
+            said = " ".join(str(error).split("\n\n")[0].split())  # the compiler's own words come on the second line
+            raise ArtifactError(f"{self.path.name}: torch failed on {self.device}: {said}") from error
