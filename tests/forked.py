@@ -15,7 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
-SECONDS = 120
+SECONDS = 300
 """A call that takes longer is killed."""
 
 
