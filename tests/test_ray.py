@@ -30,7 +30,7 @@ from tierexport.verify.retrieval import top_documents
 pytest.importorskip("ray", reason="ray is not installed: pip install tierexport[ray]")
 
 TRIALS_WITHIN = 3e-2
-"""What losses of trials may differ by, as a share: of 98 one or two do, by up to 1.0 % as seen, the others are the same to the bit."""
+"""What losses of trials may differ by, as a share: of 98 one or two do, by up to 1.0 % as seen, the others not at all."""
 
 SHARD = 24
 """Texts of a shard here: the built-in set's documents make seven of them."""
