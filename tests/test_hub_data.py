@@ -111,7 +111,7 @@ def write(folder: Path, files: Files) -> None:
 def expected(name: str, graded: bool) -> RetrievalSet:
     plain = read_beir(RETRIEVAL)
     ones = {query: dict.fromkeys(grades, 1) for query, grades in plain.qrels.items()}
-    return replace(plain, name=name, qrels=plain.qrels if graded else ones)
+    return replace(plain, name=name, documents=plain.documents[:], qrels=plain.qrels if graded else ones)
 
 
 Serve = Callable[[dict[str, Files]], AbstractContextManager[Hub]]
@@ -131,8 +131,9 @@ def serve(tmp_path: Path) -> Serve:
 
 def read_from(hub: Hub, name: str, **environment: str) -> Any:
     """`read_retrieval_set` by the real client, in a place where no folder has that name."""
-    imports = "from tierexport.datasets.beir import read_retrieval_set"
-    return hub.ask(imports, "read_retrieval_set(name)", name, **environment)
+    imports = "from dataclasses import replace\nfrom tierexport.datasets.beir import read_retrieval_set"
+    call = "replace(found := read_retrieval_set(name), documents=found.documents[:])"
+    return hub.ask(imports, call, name, **environment)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
