@@ -4,8 +4,8 @@ Knows nothing of formats: importance is keyed by the Hugging Face names of the w
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def measure_importance(
     model: "SentenceTransformer", texts: Sequence[Text], dataset: str, progress: Callable[[int], None] = lambda _: None
 ) -> Importance:
-    """Sum of squared inputs of every Linear over `texts`, padding left out, in float64.
+    """Sum of squared inputs of every Linear over `texts`, padding left out: of a batch in fp32, of all in float64.
 
     `progress`: called with the number of tokens done since the last call. Raises CalibrationError when no token reaches a
     Linear.
@@ -30,7 +30,7 @@ def measure_importance(
     observer = _Observer(model)
     sums: dict[str, torch.Tensor] = {}
     counts: dict[str, int] = {}
-    with observer.attached():
+    with observer.attached(), _products_in_bf16():
         for seen in on_cores(observer.watched(progress), batches(model, prompted(model.prompts, texts))):
             for name, (squared, rows) in seen.items():
                 sums[name] = sums[name] + squared if name in sums else squared
@@ -43,6 +43,20 @@ def measure_importance(
         texts=len(texts),
         dataset=dataset,
     )
+
+
+@contextmanager
+def _products_in_bf16() -> Iterator[None]:
+    """Products of fp32 matrices go through bf16 where the CPU multiplies it, which takes half of a deep model's time.
+
+    Importance then differs by 0.3 % (the median over columns), a tenth of what it differs by between two halves of the texts.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 Seen = dict[str, tuple[torch.Tensor, int]]
@@ -81,7 +95,7 @@ class _Observer:
     def _hook(self, name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         def watch(_: Any, inputs: tuple[Any, ...]) -> None:
             rows = real_rows(inputs[0], self._here.mask)
-            squared, before = rows.square().sum(0, dtype=torch.float64), self._here.seen.get(name)
+            squared, before = rows.square().sum(0).double(), self._here.seen.get(name)
             self._here.seen[name] = (before[0] + squared, before[1] + len(rows)) if before else (squared, len(rows))
 
         return watch
