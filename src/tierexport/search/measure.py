@@ -1,4 +1,6 @@
-"""Measures what each group does at each type, rounded as a build rounds it: with error feedback, for fp32's inputs."""
+"""Measures what each group does at each type, rounded as a build rounds it, with error feedback for fp32's inputs, and
+multiplied as llama.cpp does it.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from tierexport.quantize.inputs import gathered_fp32
 from tierexport.quantize.passes import Passes, Step, layer_modules
 from tierexport.quantize.rounding import round_matrices
 from tierexport.quantize.tables import table_metrics
+from tierexport.search.activations import BLOCK
 from tierexport.search.effects import Effects, Option, joined, write_effects
 from tierexport.search.groups import Group, group_bytes, types_of
 from tierexport.search.trial import TrialModel
@@ -162,7 +165,7 @@ def _measure(trial: TrialModel, group: Group, seen: Seen | None, folder: Path) -
         for native in _dominated(group, {native: _loss(trial, rows, seen) for native, rows in nearest.items()}):
             del nearest[native]
     rounded = _fed_back(trial, group, nearest, seen) if seen else nearest
-    moves = {native: trial.moves(rows, _biases(trial, rows, seen)) for native, rows in rounded.items()}
+    moves = {native: trial.moves(rows, _biases(trial, rows, seen), BLOCK.get(native)) for native, rows in rounded.items()}
     moves = {native: each for native, each in moves.items() if np.isfinite(each).all()}  # fp16 can't hold all values
     moves[UNROUNDED] = np.zeros_like(trial.reference)
     options = [Option(native, group_bytes(group, native), _cost(each)) for native, each in moves.items()]
@@ -180,14 +183,15 @@ def _loss(trial: TrialModel, rows: Rows, seen: Seen) -> float:
 
 
 def _dominated(group: Group, losses: Mapping[str, float]) -> list[str]:
-    """Types that another has no more bytes and no more loss than, rounded to nearest; but for one whose loss error feedback
-    can lower, only by others of which it can.
+    """Types that another has no more bytes and no more loss than, rounded to nearest, and no larger blocks of inputs; but for
+    one whose loss error feedback can lower, only by others of which it can.
     """
 
     def beats(one: str, other: str) -> bool:
         sizes = group_bytes(group, one), group_bytes(group, other)
-        no_worse = sizes[0] <= sizes[1] and losses[one] <= losses[other] and (one in GGUF_GRIDS or other not in GGUF_GRIDS)
-        return no_worse and (sizes[0], losses[one], one) < (sizes[1], losses[other], other)
+        no_worse = sizes[0] <= sizes[1] and losses[one] <= losses[other] and BLOCK.get(one, 0) <= BLOCK.get(other, 0)
+        comparable = one in GGUF_GRIDS or other not in GGUF_GRIDS
+        return no_worse and comparable and (sizes[0], losses[one], one) < (sizes[1], losses[other], other)
 
     return [other for other in losses if any(beats(one, other) for one in losses)]
 

@@ -6,7 +6,7 @@ trial takes one pass over the texts.
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -101,13 +101,29 @@ class TrialModel:
         """1 − cosine to fp32 of each text's vector, float64 (texts,)."""
         return 1 - cosines(self.reference, vectors)
 
-    def moves(self, rows: Rows, biases: "Mapping[str, torch.Tensor] | None" = None) -> Floats:
+    def moves(self, rows: Rows, biases: "Mapping[str, torch.Tensor] | None" = None, block: int | None = None) -> Floats:
         """How each text's vector, of unit length, moves with these values of GGUF tensors, and of biases by their parameters'
-        names: float32 (texts, dimensions).
+        names: float32 (texts, dimensions). `block`: that by which their inputs are rounded, too, where they are.
         """
-        with self.holding({**self.put(rows), **(biases or {})}):
+        with self.holding({**self.put(rows), **(biases or {})}), self._inputs_rounded(rows, block):
             found: Floats = (normalized(self.encode(self.model)) - normalized(self.reference)).astype(np.float32)
         return found
+
+    @contextmanager
+    def _inputs_rounded(self, tensors: Iterable[str], block: int | None) -> Iterator[None]:
+        """Inside, what Linears multiply these tensors with is rounded, where a block is named; a table is not multiplied."""
+        import torch
+
+        from tierexport.search.activations import rounding_hook
+
+        linears = {id(each.weight): each for each in self.model.modules() if isinstance(each, torch.nn.Linear)}
+        with ExitStack() as stack:
+            if block:
+                for place in (place for tensor in tensors for place in self.places[tensor]):
+                    if linear := linears.get(id(self.parameters[place.parameter])):
+                        hooked = linear.register_forward_hook(rounding_hook(block, torch.tensor(place.into)))
+                        stack.callback(hooked.remove)
+            yield
 
     def rows(self, tensor: str) -> "torch.Tensor":
         """The values of a GGUF tensor as the model has them now."""
