@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
-from tierexport.report import tables
+from tierexport.report import search_tables
 from tierexport.report.comparison import Compared
 from tierexport.report.drawing import figure
 from tierexport.report.labels import BESIDE, name_points
@@ -88,8 +88,8 @@ def test_the_map_s_notes_use_the_table_s_words() -> None:
     readings = [LayerReading(layer, 0.1 * layer, 0.9 - 0.2 * layer, 0.2 * layer, 0.5 - 0.1 * layer, 0.1) for layer in range(4)]
     costs = [LayerSensitivity(layer, bits, 0.001 * (layer + 1), 0.9) for layer in range(4) for bits in (4, 8)]
     found = draw_map("tiny", 8, readings, costs)
-    binding, correlations = tables.map_notes(found)
-    names = tables.map_table(found).names
+    binding, correlations = search_tables.map_notes(found)
+    names = search_tables.map_table(found).names
     assert "same text is above same word" in binding
     assert {"same text", "same word"} <= set(names)
     told = [each.rpartition(" ")[0] for each in correlations.partition(": ")[2].rstrip(".").split(", ")]

@@ -197,7 +197,7 @@ def map_layers(model: str, picture: Path, as_toml: bool, workers: "Workers", as_
     import tomli_w
 
     from tierexport import pipeline
-    from tierexport.report import tables
+    from tierexport.report import search_tables
 
     found = pipeline.map_model(model, picture, workers)
     if as_json:
@@ -205,7 +205,7 @@ def map_layers(model: str, picture: Path, as_toml: bool, workers: "Workers", as_
     elif as_toml:
         click.echo(tomli_w.dumps(found.as_toml()), nl=False)
     else:
-        print_parts(tables.map_table(found), *tables.map_notes(found))
+        print_parts(search_tables.map_table(found), *search_tables.map_notes(found))
         click.echo(f"drawn to {picture}")
 
 
@@ -234,7 +234,7 @@ def search(
 ) -> None:  # fmt: skip
     """Find the recipe of the least loss for MODEL within a budget; write it, build it, verify it."""
     from tierexport import pipeline
-    from tierexport.report import tables
+    from tierexport.report import search_tables, tables
     from tierexport.search.find import LOSS
 
     if (bits is not None) + (size is not None) + lossless + frontier != 1:
@@ -248,7 +248,7 @@ def search(
         if as_json:
             print_json(drawn.as_json())
         else:
-            print_parts(tables.frontier_table(drawn))
+            print_parts(search_tables.frontier_table(drawn))
             click.echo(f"drawn to {picture}")
         return
     if lossless:
@@ -258,7 +258,7 @@ def search(
     if as_json:
         print_json({**found.as_json(), "out": str(built.out), **built.verification.as_json()})
     else:
-        print_parts(tables.found_table(found), *tables.verification_tables(built.verification))
+        print_parts(search_tables.found_table(found), *tables.verification_tables(built.verification))
         click.echo(f"recipe written to {found.recipe}, built in {built.out}")
     exit_with(built.verification)
 

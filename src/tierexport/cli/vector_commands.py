@@ -105,14 +105,14 @@ def search_vectors(
 ) -> None:  # fmt: skip
     """Find the best codec for MODEL's vectors within --bytes, on --data or --texts, or on the built-in set."""
     from tierexport import pipeline
-    from tierexport.report import tables
+    from tierexport.report import search_tables
 
     named = data if data or texts else ("builtin",)
     found = pipeline.search_codec(model, budget, named, texts, asymmetric, out, picture, workers)
     if as_json:
         print_json({"out": str(out), "picture": str(picture), **found.as_json()})
     else:
-        print_parts(tables.codecs_table(found))
+        print_parts(search_tables.codecs_table(found))
         click.echo(f"the last one is written to {out}, drawn to {picture}")
 
 
