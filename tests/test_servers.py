@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -100,6 +101,25 @@ def test_haystack(served: Served) -> None:
     quiet = {"HAYSTACK_TELEMETRY_ENABLED": "False"}
     found = python(snippet(served.card, "Haystack", "python"), "vector", served.folder, quiet)
     assert cosine(found, served.expected) > 0.9999
+
+
+NODE = ("node-llama-cpp@3.22.1", "@node-llama-cpp/linux-x64@3.22.1")
+"""The package, and llama.cpp as it was built for it."""
+
+
+def test_node_llama_cpp(folder: Path, tmp_path: Path) -> None:
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("node-llama-cpp needs node and npm")
+    install = ["npm", "install", "--no-save", "--no-audit", "--no-fund", "--ignore-scripts", "--omit=optional", *NODE]
+    if subprocess.run(install, cwd=tmp_path, capture_output=True, timeout=300, check=False).returncode:
+        pytest.skip(f"{NODE[0]} can't be installed here")
+    shutil.copytree(folder / "gguf", tmp_path / "gguf")
+    code = snippet((folder / "README.md").read_text("utf-8"), "node-llama-cpp", "js")
+    (tmp_path / "card.mjs").write_text(f"{code}\nconsole.log(JSON.stringify(vector));\nprocess.exit(0);\n")
+    done = subprocess.run(["node", "card.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (gguf,) = (folder / "gguf").iterdir()
+    assert cosine(np.array(json.loads(done.stdout.splitlines()[-1]), np.float32), load(str(gguf)).encode(QUESTION)) > 0.9999
 
 
 def modelfile(text: str) -> list[tuple[str, str]]:
