@@ -50,6 +50,11 @@ def random_types(study: Study, seed: int) -> dict[str, str]:
     return {group.name: str(generator.choice(types_of(group))) for group in study.groups}
 
 
+def by_tensor(study: Study, types: Mapping[str, str]) -> dict[str, str]:
+    """Types by group as types by tensor."""
+    return {tensor.name: types[group.name] for group in study.groups for tensor in group.tensors}
+
+
 # --- the allocation
 
 
@@ -148,7 +153,7 @@ def test_a_recipe_gives_each_group_its_type_and_the_file_its_size(study: Study, 
     document = recipes.document("found", "a trial", study.model, types, study.groups)
     path.write_text(tomli_w.dumps(document | {"rounding": "nearest"}))
     built = build(path, tmp_path / "out")
-    wanted = study.by_tensor(types)
+    wanted = by_tensor(study, types)
     file = built.folder / built.artifact("gguf")["path"]
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     assert {name: stored[name].tensor_type.name for name in wanted} == wanted
@@ -398,7 +403,7 @@ def test_the_map_of_a_layer_that_does_nothing(study: Study) -> None:
 def test_the_plan_of_a_searched_recipe_is_the_pipelines(study: Study, tmp_path: Path) -> None:
     found = study.best(int(9 * study.parameters / 8), tmp_path / "nine.toml")
     (planned,) = pipeline.plan(found.recipe).formats
-    types = study.by_tensor(found.types)
+    types = by_tensor(study, found.types)
     assert {row.tensor.name: row.type for row in planned.rows if row.tensor.name in types} == types
 
 

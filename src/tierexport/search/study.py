@@ -184,10 +184,6 @@ class Study:
         recipe = parse_recipe(recipes.document(name, "a trial", self.model, types, self.groups), Path())
         return make_plan(recipe, self.source, formats_of(recipe))
 
-    def by_tensor(self, types: Mapping[str, str]) -> dict[str, str]:
-        """Types by group as types by tensor."""
-        return {tensor.name: types[group.name] for group in self.groups for tensor in group.tensors}
-
     @functools.cached_property
     def imatrix(self) -> Imatrix:
         """The importance that a build of any recipe would measure."""
