@@ -21,7 +21,8 @@ from tierexport.base.records import Floats
 from tierexport.metrics.similarity import neighbours_kept, normalized
 from tierexport.metrics.topk import Indices, greatest
 from tierexport.recipe.choices import SCALINGS
-from tierexport.vectors.codecs import CHUNK_ROWS, LARGE, TOP, Codec
+from tierexport.vectors.arrays import LARGE
+from tierexport.vectors.codecs import CHUNK_ROWS, TOP, Codec
 from tierexport.vectors.index import Index
 from tierexport.vectors.packing import pack, packed_bytes, unpack
 from tierexport.vectors.scaling import TABLES, fit, random_rotation, widening
@@ -62,6 +63,34 @@ def test_bits_lie_as_numpy_packs_them_from_the_lowest_on(level: str, bits: int, 
     numbers = np.random.default_rng(0).integers(0, 1 << bits, (7, dimensions), np.uint8)
     each = (numbers[:, :, None] >> np.arange(bits, dtype=np.uint8) & 1).reshape(7, -1)
     assert np.array_equal(pack(numbers, level), np.packbits(each, axis=1, bitorder="little"))
+
+
+def formula(codec: Codec, vectors: Floats) -> npt.NDArray[np.uint8]:
+    """Codes as the documents describe them, in plain numpy."""
+    lengths = np.sqrt(np.square(vectors, dtype=np.float64).sum(1, keepdims=True))
+    values = (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    if codec.table is not None:
+        numbers = (values[:, :, None] > codec.table.borders).sum(2)
+    elif codec.level == "binary":
+        numbers = values > (codec.low + codec.high) / 2
+    else:
+        numbers = np.clip((values - codec.low) / codec.cells, 0, TOP[codec.level])
+    whole = numbers.astype(np.uint8)
+    if codec.level == "trinary":
+        whole = np.pad(whole, ((0, 0), (0, -whole.shape[1] % 5)))
+        return (whole.reshape(len(whole), -1, 5) @ 3 ** np.arange(5)).astype(np.uint8)
+    width = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "binary": 1}[codec.level]
+    bits = (whole[:, :, None] >> np.arange(width) & 1).reshape(len(whole), -1)
+    return np.packbits(bits, axis=1, bitorder="big" if codec.level == "binary" else "little")
+
+
+@pytest.mark.parametrize(("level", "scaling"), FITS)
+@pytest.mark.parametrize("dimensions", [384, 61])
+def test_compiled_codes_are_the_formulas(level: str, scaling: str, dimensions: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((5000, dimensions), np.float32)
+    codec = fit(normalized(vectors[:500]).astype(np.float32), level, scaling)
+    vectors[7], vectors[8] = 0, np.where(np.arange(dimensions) % 2, 1e18, -1e-18)
+    assert np.array_equal(codec.coded(vectors), formula(codec, vectors))
 
 
 @settings(max_examples=200, deadline=None)

@@ -6,31 +6,22 @@ is the reference: tests compare what both reach. Sums may be taken in any order,
 
 import functools
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias
 
-import numba
 import numpy as np
 
-from tierexport.base.codebase import digest_of
-from tierexport.base.paths import cache_dir
+from tierexport.base.compiling import compiler
 from tierexport.base.records import Floats
 from tierexport.quantize.grids import Grid, lookup_of
 
 Number: TypeAlias = Any
 """A float32: numba gives every function types of its own, which Python's can't name."""
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 PRECISIONS = {"float32": (24, -149), "float16": (11, -24), "bfloat16": (8, -133)}
 """Bits of the significand, and the exponent of the least value above zero, of the types that scales are stored in."""
 
-CODE = "tierexport.quantize.compiled_gptq"
-"""The module that imports all that is compiled."""
-
-REORDERED = {"reassoc", "contract", "nsz", "arcp"}
-"""What compiled code may do to a sum: take it in another order."""
+compiled = compiler("tierexport.quantize.compiled_gptq", {"reassoc", "contract", "nsz", "arcp"})
+"""Sums may be taken in another order."""
 
 LARGEST = {"float32": 3.4028235e38, "float16": 65504.0, "bfloat16": 3.3895314e38}
 
@@ -68,21 +59,6 @@ def compiled_grid(grid: Grid) -> CompiledGrid:
         least=least,
         largest=LARGEST[grid.precision],
     )
-
-
-def compiled(function: F) -> F:
-    """A function compiled by numba, that holds no lock while it runs; kept for this state of the code in tierexport's cache.
-
-    numba's own rule looks at the file of the function alone, and would keep what calls an older one of another file.
-    """
-    config: Any = numba.config
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(Path(before or cache_dir() / "compiled") / digest_of(CODE)[:16])
-    try:
-        made: Any = numba.njit(nogil=True, cache=True, fastmath=REORDERED, error_model="numpy")(function)
-    finally:
-        config.CACHE_DIR = before
-    return cast("F", made)
 
 
 @compiled

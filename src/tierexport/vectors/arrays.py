@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
@@ -14,9 +15,13 @@ from tierexport.base.records import Floats
 Vectors: TypeAlias = Any
 """float16, bfloat16, float32 or float64 in a numpy array, a torch tensor on any device, or lists of numbers or of these."""
 
-
 Codes: TypeAlias = Any
 """uint8 in a numpy array or a torch tensor."""
+
+Bytes = npt.NDArray[np.uint8]
+
+LARGE = np.float32(1e30)
+"""The value that infinity is replaced by, so that a rotation does not make NaN of it."""
 
 
 def as_floats(vectors: Vectors) -> Floats:
@@ -35,6 +40,13 @@ def as_floats(vectors: Vectors) -> Floats:
 def as_codes(codes: Codes) -> Any:
     """Codes as an array, of whatever type: `check_codes` refuses what is not uint8. Raises VectorError for what makes none."""
     return _array(codes, "codes", lambda tensor: tensor)
+
+
+def plain(array: Any) -> Any:
+    """The array, or a copy of it, as compiled code takes it: contiguous, writable, of no subclass; each other kind would be
+    compiled for anew.
+    """
+    return np.require(array, requirements=["C", "W", "E"])
 
 
 def _array(given: Any, name: str, plain: Callable[[Any], Any]) -> Any:

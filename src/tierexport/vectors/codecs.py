@@ -12,15 +12,18 @@ coded like any other.
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
-from tierexport.vectors.arrays import Codes, Vectors, as_codes, as_floats
-from tierexport.vectors.packing import Bytes, pack, packed_bytes, unpack
+from tierexport.vectors.arrays import LARGE, Bytes, Codes, Vectors, as_codes, as_floats, plain
+from tierexport.vectors.packing import layout, packed_bytes, unpack
 from tierexport.vectors.tables import Table
+
+if TYPE_CHECKING:
+    from tierexport.vectors.compiled import Cells, Layout
 
 CELLS = {"int8": 255, "int4": 15, "int3": 8, "int2": 4, "trinary": 3, "binary": 2}
 """Cells that a range is cut into. Of int8 and int4 the upper end itself has a cell of its own, as in the libraries."""
@@ -31,11 +34,8 @@ TOP = {"int8": 255, "int4": 15, "int3": 7, "int2": 3, "trinary": 2, "binary": 1}
 COMPARED = ("cosine", "dot", "euclidean")
 """Similarities that can be computed from a matrix product with the codes, so that nothing has to be decoded."""
 
-CHUNK_ROWS = 256
+CHUNK_ROWS = 512
 """Vectors that are coded and decoded at a time: few enough to stay in a core's cache from step to step."""
-
-LARGE = np.float32(1e30)
-"""The value that infinity is replaced by, so that a rotation does not make NaN of it."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Codec:
         That is of unit length where they are compared by cosine, else as the model puts them out. Raises VectorError for NaN
         or another number of dimensions.
         """
-        return pack(self.numbers(vectors), self.level)
+        return self._encoded(vectors, to_unit=False)
 
     def decode(self, codes: Codes) -> Floats:
         """The values of packed codes, float32 (vectors, dimensions), the rotation undone; zeros where dimensions were cut."""
@@ -168,12 +168,37 @@ class Codec:
 
         Memory is bounded by what is returned; `vectors`, (vectors, dimensions), may be a memory map.
         """
+        return self._encoded(vectors, to_unit=self.similarity == "cosine")
+
+    def _encoded(self, vectors: Vectors, to_unit: bool) -> Bytes:
+        """Packed codes, uint8 (vectors, bytes); `to_unit`: of vectors that get unit length first."""
+        from tierexport.vectors.compiled import code_rows
+
         vectors = vectors if isinstance(vectors, np.ndarray) else as_floats(vectors)
         found = np.empty((len(vectors), self.bytes), np.uint8)
         for rows in _chunks(len(vectors)):
-            taken = self.scaled(self._taken(vectors[rows], rows.start))
-            found[rows] = pack(self._numbers(self._prepared(taken)), self.level)
+            values = self._taken(vectors[rows])
+            if not self._is_plain:
+                values, to_unit = self._prepared(_scaled(values, to_unit, rows.start)), False
+            _refuse(code_rows(plain(values), to_unit, *self._coding, found[rows]), rows.start)
         return found
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether values are counted in cells as they come."""
+        return self.cut_from is None and self.rotation is None and not self.per_vector
+
+    @functools.cached_property
+    def _coding(self) -> "tuple[Cells, Layout]":
+        """Cells and layout as compiled code takes them."""
+        from tierexport.vectors.compiled import Cells
+
+        borders = np.empty((0, self.width), np.float32)
+        if self.table is not None:
+            borders = np.ascontiguousarray(self.table.borders.T)
+        elif self.level == "binary":  # a value on the border is 0, as in sentence-transformers
+            borders = ((self.low + self.high) / 2)[None]
+        return Cells(self.low, self.cells, np.float32(TOP[self.level]), borders), layout(self.level)
 
     def restored(self, vectors: Vectors) -> Floats:
         """Vectors after coding and decoding, float32 (vectors, dimensions); memory is bounded as in `coded`."""
@@ -185,14 +210,14 @@ class Codec:
 
     def scaled(self, vectors: Floats) -> Floats:
         """Vectors of unit length, or for a similarity that counts lengths as they are."""
-        return unit(vectors) if self.similarity == "cosine" else np.clip(vectors, -LARGE, LARGE)
+        return _scaled(vectors, self.similarity == "cosine")
 
     def prepared(self, vectors: Vectors) -> Floats:
         """Vectors as cells are counted in: cut, rotated, and of unit root mean square where ranges are per vector."""
-        return self._prepared(np.clip(self._taken(vectors), -LARGE, LARGE))
+        return self._prepared(_scaled(self._taken(vectors), to_unit=False))
 
     def _prepared(self, found: Floats) -> Floats:
-        """The same for what `_taken` returns, within LARGE."""
+        """The same for float32 within LARGE."""
         if self.cut_from is not None:
             found = self.scaled(found[:, : self.kept])
         if self.rotation is not None:
@@ -202,32 +227,16 @@ class Codec:
         scale = np.sqrt(np.mean(np.square(found, dtype=np.float64), axis=1, keepdims=True))
         return (found / np.where(scale > 0, scale, 1)).astype(np.float32)
 
-    def _taken(self, vectors: Vectors, first: int = 0) -> Floats:
-        """Vectors as float32 (vectors, dimensions); `first`: the number of the first.
-
-        Raises VectorError for another shape and for NaN.
-        """
+    def _taken(self, vectors: Vectors) -> Floats:
+        """Vectors as float32 (vectors, dimensions). Raises VectorError for another shape."""
         found = as_floats(vectors)
         if found.ndim != 2 or found.shape[1] != self.dimensions:
             raise VectorError(f"vectors of shape {found.shape}, where the codec has {self.dimensions} dimensions")
-        if np.isnan(found).any():
-            raise VectorError(f"vector {first + int(np.isnan(found).any(1).argmax())} holds NaN, which no code stands for")
         return found
 
     def numbers(self, vectors: Vectors) -> Bytes:
         """The cell of every value, uint8 (vectors, width)."""
-        return self._numbers(self.prepared(vectors))
-
-    def _numbers(self, values: Floats) -> Bytes:
-        """The cell of every value that `prepared` returns, uint8 (vectors, width)."""
-        if self.table is not None:
-            return self.table.numbers(values)
-        if self.level == "binary":  # a value on the border is 0, as in sentence-transformers
-            return (values > (self.low + self.high) / 2).astype(np.uint8)
-        cells = np.subtract(values, self.low)
-        cells /= self.cells
-        found: Bytes = np.clip(cells, 0, TOP[self.level], out=cells).astype(np.uint8)  # which cuts off what is behind the point
-        return found
+        return unpack(self.encode(vectors), self.level, self.width)
 
     def values(self, numbers: Bytes) -> Floats:
         """What every cell stands for, float32 (vectors, width)."""
@@ -248,14 +257,23 @@ class Codec:
         return scale.astype(np.float32), offset.astype(np.float32)
 
 
-def unit(vectors: Floats) -> Floats:
-    """Rows of unit length, float32; infinities count as LARGE, and a zero row stays zero."""
-    found = np.clip(vectors, -LARGE, LARGE)
-    lengths = np.sqrt(np.einsum("vd,vd->v", found, found, dtype=np.float64))[:, None]
-    np.divide(found, np.where(lengths > 0, lengths, 1), out=found, dtype=np.float64, casting="same_kind")
+def _scaled(vectors: Floats, to_unit: bool, first: int = 0) -> Floats:
+    """Rows within LARGE, float32, and of unit length where that is asked for; a zero row stays zero. Raises VectorError for
+    NaN; `first`: the number of the first row.
+    """
+    from tierexport.vectors.compiled import scale_rows
+
+    found = np.empty(vectors.shape, np.float32)
+    _refuse(scale_rows(plain(vectors), to_unit, found), first)
     return found
 
 
+def _refuse(unknown: int, first: int) -> None:
+    """Raises VectorError for a row that holds NaN, unless it is -1; `first`: the number of the first row."""
+    if unknown >= 0:
+        raise VectorError(f"vector {first + unknown} holds NaN, which no code stands for")
+
+
 def _chunks(rows: int) -> Iterator[slice]:
-    for first in range(0, rows, CHUNK_ROWS):
+    for first in range(0, max(rows, 1), CHUNK_ROWS):  # one where there are none, so that their shape is looked at
         yield slice(first, first + CHUNK_ROWS)

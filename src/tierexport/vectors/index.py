@@ -9,9 +9,9 @@ import numpy as np
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
 from tierexport.metrics.topk import QUERIES, Indices, TopK, blocks, greatest
-from tierexport.vectors.arrays import Codes, Vectors, as_codes
+from tierexport.vectors.arrays import Bytes, Codes, Vectors, as_codes
 from tierexport.vectors.codecs import Codec
-from tierexport.vectors.packing import Bytes, check_codes, unpack
+from tierexport.vectors.packing import check_codes, unpack
 from tierexport.vectors.storage import to_faiss
 
 CHUNK = 4096

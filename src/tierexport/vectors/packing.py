@@ -5,14 +5,15 @@ bytes and four to a byte. trinary: five digits to the base of three in a byte,
 the first the lowest. binary: eight to a byte, the first in the highest bit, as numpy and faiss pack them.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tierexport.base.errors import VectorError
+from tierexport.vectors.arrays import Bytes, plain
 
-Bytes = npt.NDArray[np.uint8]
+if TYPE_CHECKING:
+    from tierexport.vectors.compiled import Layout
 
 TRITS = 5
 """Digits to the base of three in a byte: 3^5 = 243."""
@@ -23,8 +24,17 @@ BITS = {"int4": 4, "int3": 3, "int2": 2}
 _SHARE = {"int8": (1, 1), "int4": (2, 1), "int3": (8, 3), "int2": (4, 1), "trinary": (TRITS, 1), "binary": (8, 1)}
 """So many numbers of a level fill so many bytes."""
 
-_POWERS = np.array([3**digit for digit in range(TRITS)], np.uint8)
-_DIGITS = (np.arange(256, dtype=np.uint8)[:, None] // _POWERS % 3).astype(np.uint8)
+_WEIGHTS = {
+    "int8": (1,),
+    "int4": (1, 16),
+    "int3": tuple(8**place for place in range(8)),
+    "int2": (1, 4, 16, 64),
+    "trinary": tuple(3**place for place in range(TRITS)),
+    "binary": tuple(2**place for place in reversed(range(8))),
+}
+"""What the numbers that share bytes are multiplied with before they are added up."""
+
+_DIGITS = (np.arange(256)[:, None] // np.array(_WEIGHTS["trinary"]) % 3).astype(np.uint8)
 """The five digits of every byte."""
 
 
@@ -38,17 +48,20 @@ def fitting(level: str, size: int) -> int:
     return size * _SHARE[level][0] // _SHARE[level][1]
 
 
+def layout(level: str) -> "Layout":
+    """How compiled code packs numbers of a level."""
+    from tierexport.vectors.compiled import Layout
+
+    return Layout(np.array(_WEIGHTS[level], np.uint32), _SHARE[level][1])
+
+
 def pack(numbers: Bytes, level: str) -> Bytes:
     """Cell numbers, uint8 (vectors, dimensions), as bytes; the last byte of a vector is filled up with zeros."""
-    if level == "int8":
-        return numbers
-    if level == "binary":
-        return np.packbits(numbers, axis=1)
-    if level in BITS:
-        return _joined(numbers, level)[:, : packed_bytes(level, numbers.shape[1])]
-    fives = _filled(numbers, TRITS).reshape(len(numbers), packed_bytes(level, numbers.shape[1]), TRITS)
-    found: Bytes = (fives * _POWERS).sum(2, dtype=np.uint8)
-    return found
+    from tierexport.vectors.compiled import pack_rows
+
+    codes = np.empty((len(numbers), packed_bytes(level, numbers.shape[1])), np.uint8)
+    pack_rows(plain(numbers), layout(level), codes)
+    return codes
 
 
 def check_codes(codes: Bytes, level: str, dimensions: int) -> None:
@@ -75,34 +88,16 @@ def unpack(codes: Bytes, level: str, dimensions: int) -> Bytes:
     return found
 
 
-def _joined(numbers: Bytes, level: str) -> Bytes:
-    """The bits of numbers one after another, uint8, in whole groups of bytes that begin with a number."""
-    count, size = _SHARE[level]
-    return _regrouped(numbers, (count, BITS[level]), (size, 8))
-
-
 def _split(codes: Bytes, level: str) -> Bytes:
-    """The numbers in the bytes of `_joined`, uint8, at least as many as went in."""
-    count, size = _SHARE[level]
-    return _regrouped(codes, (size, 8), (count, BITS[level]))
-
-
-def _regrouped(numbers: Bytes, given: tuple[int, int], wanted: tuple[int, int]) -> Bytes:
-    """Numbers of so many bits, (count, bits) at a time, cut into others of other widths that have as many bits together."""
-    (count, bits), (pieces, wide) = given, wanted
-    filled = _filled(numbers, count)
-    groups = filled.reshape(len(filled), filled.shape[1] // count, count)
-    word: Any = np.uint8 if count * bits <= 8 else np.uint32
+    """The numbers in bytes of a level of BITS, uint8, at least as many as went in."""
+    (count, size), bits = _SHARE[level], BITS[level]
+    filled = np.pad(codes, ((0, 0), (0, -codes.shape[1] % size)))
+    groups = filled.reshape(len(filled), filled.shape[1] // size, size)
+    word: Any = np.uint8 if size == 1 else np.uint32
     words = np.zeros(groups.shape[:2], word)
+    for place in range(size):
+        words |= groups[:, :, place].astype(word) << word(8 * place)
+    found = np.empty((*words.shape, count), np.uint8)
     for place in range(count):
-        words |= groups[:, :, place].astype(word) << word(bits * place)
-    found = np.empty((*words.shape, pieces), np.uint8)
-    for place in range(pieces):
-        found[:, :, place] = words >> word(wide * place) & word((1 << wide) - 1)
-    return found.reshape(len(found), words.shape[1] * pieces)
-
-
-def _filled(numbers: Bytes, multiple: int) -> Bytes:
-    """With columns of zeros up to a multiple."""
-    missing = -numbers.shape[1] % multiple
-    return np.pad(numbers, ((0, 0), (0, missing))) if missing else numbers
+        found[:, :, place] = words >> word(bits * place) & word((1 << bits) - 1)
+    return found.reshape(len(found), words.shape[1] * count)

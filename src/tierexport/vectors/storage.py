@@ -14,8 +14,9 @@ from tierexport.artifact.manifest import VectorsEntry
 from tierexport.base.errors import VectorError
 from tierexport.base.files import write_whole
 from tierexport.base.libraries import import_faiss
+from tierexport.vectors.arrays import Bytes
 from tierexport.vectors.codecs import CELLS, Codec
-from tierexport.vectors.packing import Bytes, check_codes, pack, unpack
+from tierexport.vectors.packing import check_codes, pack, unpack
 from tierexport.vectors.tables import Table
 
 VERSIONS = ("1", "2")

@@ -32,13 +32,6 @@ class Table:
         """Where the highest cell would end, likewise."""
         return 2 * self.centers[:, -1] - self.borders[:, -1]
 
-    def numbers(self, values: Floats) -> npt.NDArray[np.uint8]:
-        """The cell of every value, uint8 (vectors, width), of float32 (vectors, width)."""
-        found = np.zeros(values.shape, np.uint8)
-        for border in self.borders.T:
-            found += values > border
-        return found
-
     def values(self, numbers: npt.NDArray[np.uint8]) -> Floats:
         """What the cells stand for, float32 (vectors, width)."""
         width, cells = self.centers.shape
