@@ -21,8 +21,6 @@ from tierexport.model.vector_store import SHARD_TEXTS, VectorStore
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-BLOCK_TEXTS = 4096
-
 
 def open_model(source: Source, device: str = "cpu") -> "SentenceTransformer":
     """The source model in fp32, in evaluation mode. Raises SourceError when it can't be loaded."""
