@@ -34,6 +34,7 @@ from tierexport.base.records import Floats, Source
 from tierexport.datasets.calibration import calibration_texts, screen
 from tierexport.formats import format_named
 from tierexport.formats.gguf.worker_client import Worker
+from tierexport.formats.torchao.load import compile_transformer
 from tierexport.metrics.similarity import cosines
 from tierexport.model.source import open_source
 from tierexport.report.drawing import GRID, figure, written
@@ -102,8 +103,7 @@ def of_torch(source: Source) -> Iterator[Engine]:
     for name, kind in kinds.items():
         model = st.SentenceTransformer(str(source.path), device="cpu", model_kwargs={"dtype": kind})
         if name.endswith("compiled"):
-            transformer = model.transformers_model
-            transformer.forward = torch.compile(transformer.forward, dynamic=True, options={"freezing": True})
+            compile_transformer(model)
         yield in_process(f"torch {name}", size * kind.itemsize // 4, model)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._inductor.utils import run_and_get_code
 
 import tierexport
 from conftest import RECIPES, Built, build, built_once, run
@@ -203,6 +204,13 @@ def test_batches_of_every_shape_share_what_was_compiled(fast: Built) -> None:
     for texts in (TEXTS, TEXTS[:2], [" ".join(TEXTS)] * 5, ["a"] * 7, ["one alone"], [" ".join(TEXTS)]):
         model.encode(texts)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 2
+
+
+def test_weights_are_constants_of_what_is_compiled(fast: Built) -> None:
+    """Those that are given to the kernels anew at each call are packed for them anew, too."""
+    torch._dynamo.reset()
+    _, code = run_and_get_code(tierexport.load(str(fast.folder / "torchao")).encode, TEXTS)
+    assert "_frozen_param" in "".join(code)
 
 
 def test_a_fast_files_bytes_are_the_plans(fast: Built) -> None:
