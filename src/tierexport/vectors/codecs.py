@@ -197,7 +197,7 @@ class Codec:
         if self.table is not None:
             borders = np.ascontiguousarray(self.table.borders.T)
         elif self.level == "binary":  # a value on the border is 0, as in sentence-transformers
-            borders = ((self.low + self.high) / 2)[None]
+            borders = np.asarray((self.low + self.high) / 2, np.float32)[None]
         return Cells(self.low, self.cells, np.float32(TOP[self.level]), borders), layout(self.level)
 
     def restored(self, vectors: Vectors) -> Floats:
