@@ -58,7 +58,7 @@ def compile_transformer(model: Any) -> None:
             'the layout "fast" is compiled on the machine that runs it, which takes a C++ compiler: install g++, or name '
             "yours in CXX. SentenceTransformer(path) opens the folder without, and runs it no faster than fp32"
         ) from None
-    # Frozen weights are constants, which the compiler packs for its kernels once: two thirds faster than packing at each call.
+    # Frozen weights are constants, which the compiler packs for its kernels once, not at each call.
     # Dynamo asks the module's own settings whether they will be, before it reads a compilation's options.
     # sentence-transformers calls `forward`, and so passes by what `Module.compile` would put before it.
     transformer = model.transformers_model
