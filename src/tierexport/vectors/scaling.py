@@ -7,9 +7,10 @@ import numpy as np
 
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
+from tierexport.metrics.similarity import Doubles
 from tierexport.recipe.choices import SCALINGS
 from tierexport.vectors.codecs import CELLS, TOP, Codec
-from tierexport.vectors.tables import Doubles, Table, lloyd_table, quantile_table
+from tierexport.vectors.tables import Table, lloyd_table, quantile_table
 
 MOMENTUM = 0.99
 """What a moving statistic keeps at each batch."""

@@ -6,8 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tierexport.base.records import Floats
-
-Doubles = npt.NDArray[np.float64]
+from tierexport.metrics.similarity import Doubles
 
 ROUNDS = 50
 """Rounds of Lloyd's iteration at most; a few dozen bring it to rest."""
