@@ -19,7 +19,7 @@ from tierexport import pipeline
 from tierexport.base.cluster import Cluster, workers_on
 from tierexport.base.errors import InputError
 from tierexport.base.sizes import parse_size
-from tierexport.base.workers import HERE, Workers
+from tierexport.base.workers import HERE, Workers, cores, threads
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.metrics.similarity import Similarity
 from tierexport.recipe.schema import VerifySettings
@@ -28,9 +28,6 @@ from tierexport.search.study import Study
 from tierexport.verify.retrieval import top_documents
 
 pytest.importorskip("ray", reason="ray is not installed: pip install tierexport[ray]")
-
-TRIALS_WITHIN = 3e-2
-"""What losses of trials may differ by, as a share: of 98 one or two do, by up to 1.0 % as seen, the others not at all."""
 
 SHARD = 24
 """Texts of a shard here: the built-in set's documents make seven of them."""
@@ -64,6 +61,15 @@ def cluster(_ray: None) -> Iterator[Cluster]:
 def built(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("built")
     return build("int8", folder / "out", "--set", f"model={tiny_model}", "--set", "rounding=nearest")
+
+
+@pytest.fixture
+def _as_a_worker(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As many cores for this process as each worker has: what a matrix is given is summed up in a part for each core."""
+    share = max(cores() // cluster.count, 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(share))
+    with threads(share):
+        yield
 
 
 class Killing:
@@ -137,22 +143,19 @@ def test_texts_are_encoded_by_the_command(
     assert told.read_bytes() == alone.read_bytes()
 
 
-def test_trials_are_the_same_within_rounding(
-    tiny_model: Path, cluster: Cluster, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("_as_a_worker")
+def test_trials_are_the_same(
+    folder_of: Callable[[str], Path], cluster: Cluster, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone, mapped = Study(str(tiny_model)).effects, map_model(str(tiny_model))
+    """On a model of few tokens: most of the time of a search is the token table's."""
+    model = str(folder_of("RoBERTa"))
+    alone, mapped = Study(model).effects, map_model(model)
     monkeypatch.setenv("TIEREXPORT_CACHE", str(elsewhere))
-    spread = Study(str(tiny_model), cluster)
-    here, there = ({(name, option.native): option.loss for name, option in each.rows} for each in (alone, spread.effects))
-    assert here.keys() == there.keys()
-    assert list(there.values()) == pytest.approx(list(here.values()), rel=TRIALS_WITHIN, abs=1e-12)
+    spread = Study(model, cluster)
+    assert spread.effects.options == alone.options
+    assert np.array_equal(spread.effects.gram, alone.gram)
     assert "trial" not in vars(spread), "this process has measured nothing itself"
-    found = map_model(str(tiny_model), cluster)
-    assert [(each.layer, each.bits) for each in found.sensitivities] == [
-        (each.layer, each.bits) for each in mapped.sensitivities
-    ]
-    losses = [[each.loss for each in which.sensitivities] for which in (mapped, found)]
-    assert losses[1] == pytest.approx(losses[0], rel=TRIALS_WITHIN)
+    assert map_model(model, cluster).sensitivities == mapped.sensitivities
 
 
 def test_documents_are_searched_in_parts(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
