@@ -1,6 +1,11 @@
 """A corpus may be larger than memory: its texts lie on the disk, whatever kind of file they came from."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import run
 from tierexport.datasets.beir import read_beir
 from tierexport.datasets.calibration import texts_in
 from tierexport.datasets.stored_texts import StoredTexts
+from tierexport.model.reference import Reference
 
 DOCUMENTS, CHARACTERS = 6_000, 5_000
 
@@ -65,3 +72,27 @@ def test_a_corpus_is_never_whole_in_memory(kind: str, tmp_path: Path) -> None:
     assert len(documents) == len(texts) == DOCUMENTS
     assert documents[7] == texts[7] == text_of(7)
     assert documents[-1] == text_of(DOCUMENTS - 1)
+
+
+def test_an_encoding_that_was_killed_goes_on(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL once some shards are encoded: the next run takes them as they are, and ends as one left alone."""
+    texts, codec, out = tmp_path / "texts.txt", tmp_path / "codec.safetensors", tmp_path / "vectors.safetensors"
+    texts.write_text("".join(f"text {number} about rivers and what lies {number} miles beyond\n" for number in range(4000)))
+    assert run("vectors", "fit", tiny_model, "--level", "int2", "--count", "50", "--out", codec).exit_code == 0
+    command = ("vectors", "encode", tiny_model, texts, "--codec", codec, "--out", out)
+    assert run(*command).exit_code == 0
+    alone = out.read_bytes()
+    monkeypatch.setenv("TIEREXPORT_CACHE", str(tmp_path / "cache"))
+    records = tmp_path / "cache" / "vectors" / ".stages"
+    process = subprocess.Popen([sys.executable, "-m", "tierexport", *map(str, command)], start_new_session=True)
+    while len(list(records.glob("*.json"))) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(list(records.glob("*.json")))
+    made: list[int] = []
+    encode = Reference.made
+    monkeypatch.setattr(Reference, "made", lambda self, texts, *to: made.append(len(texts)) or encode(self, texts, *to))
+    assert run(*command).exit_code == 0
+    assert out.read_bytes() == alone
+    assert made == ([] if done == 9 else [512] * (8 - done) + [4000 - 7 * 512])
