@@ -9,6 +9,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,7 +93,12 @@ def test_an_encoding_that_was_killed_goes_on(tiny_model: Path, tmp_path: Path, m
     done = len(list(records.glob("*.json")))
     made: list[int] = []
     encode = Reference.made
-    monkeypatch.setattr(Reference, "made", lambda self, texts, *to: made.append(len(texts)) or encode(self, texts, *to))
+
+    def counted(self: Reference, texts: Sequence[str], *to: Any) -> Any:
+        made.append(len(texts))
+        return encode(self, texts, *to)
+
+    monkeypatch.setattr(Reference, "made", counted)
     assert run(*command).exit_code == 0
     assert out.read_bytes() == alone
     assert made == ([] if done == 9 else [512] * (8 - done) + [4000 - 7 * 512])
