@@ -33,7 +33,7 @@ from tierexport.base.shipped import names_of
 from tierexport.metrics.similarity import COSINE
 from tierexport.publish import table
 from tierexport.quantizing import Quantized
-from tierexport.report import listings, tables
+from tierexport.report import listings, search_tables, tables
 from tierexport.report.sheet import Sheet, new_sheet
 from tierexport.search.found import CodecPoint, Found, FoundCodec, Frontier, Point
 from tierexport.search.layer_map import LayerSensitivity, ModelMap
@@ -138,7 +138,7 @@ def shown(command: Command, width: int, terminal: bool, folder: Path) -> Shown:
     with pytest.MonkeyPatch.context() as patch:
         for place, value in command.instead.items():
             patch.setattr(place, lambda *_, value=value, **__: value)
-        for module in (tables, listings, table):
+        for module in (tables, search_tables, listings, table):
             patch.setattr(module, "new_sheet", recorded)
         patch.chdir(folder)
         written = _written_to(command, width, terminal, patch)
@@ -220,7 +220,9 @@ def test_every_command_and_every_table_is_among_them(commands: dict[str, Command
     showing = {name for name, each in known.items() if each.callback and "print_parts(" in inspect.getsource(each.callback)}
     assert showing == {name.partition(" --")[0] for name in NAMES}
     called = set().union(*(shown(commands[name], 80, False, tmp_path).makers for name in NAMES))
-    written = [node for module in (tables, listings, table) for node in ast.walk(ast.parse(inspect.getsource(module)))]
+    written = [
+        node for module in (tables, search_tables, listings, table) for node in ast.walk(ast.parse(inspect.getsource(module)))
+    ]
     makers = {each.name for each in written if isinstance(each, ast.FunctionDef) and "new_sheet(" in ast.unparse(each)}
     assert called == makers
 
