@@ -29,7 +29,6 @@ check: .venv/installed  ## formatting, lint, types
 
 bench: .venv/installed tools  ## performance, as ratios taken side by side
 	$(BIN)/python benchmarks/encoding.py
-	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/passages.py
 	$(BIN)/python benchmarks/quantizing.py
 	$(BIN)/python benchmarks/rounding.py
