@@ -6,8 +6,8 @@ of the built-in calibration texts, of exactly so many tokens; 1−cos is that of
 every engine once, in rotated order; a figure is the ratio of medians, with the least and the greatest ratio of a round.
 
 Usage: `python benchmarks/engines.py [--threads N] [--picture FILE.svg] [--python PATH]`. PATH is the python of an environment
-with engines.txt installed; without it one is made in the cache, of 1.5 GB, so `make bench` leaves this out. Our artifacts are built there, too, unless they are
-there: remove the folder `engines` in it where they have to be built again.
+with engines.txt installed; without it one is made in the cache, of 1.5 GB, so `make bench` leaves this out. Our artifacts are
+built there, too, unless they are there: remove the folder `engines` in it where they have to be built again.
 """
 
 import argparse
