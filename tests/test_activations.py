@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tierexport.base.records import Source
+from tierexport.formats.gguf.types import INPUT_BLOCK
 from tierexport.model.batches import prompted
-from tierexport.search.activations import BLOCK, rounded_inputs
+from tierexport.search.activations import rounded_inputs
 from tierexport.search.groups import types_of
 from tierexport.search.study import Study
 
@@ -42,6 +43,6 @@ def test_trials_lose_what_llama_cpp_loses(native: str, minilm: Source, tmp_path:
     texts = prompted(study.trial.model.prompts, study.texts)
     with closing(study._plainly_rounded(types, tmp_path / "rounded.gguf")) as reader:
         actual = study.trial.loss(reader.encode(texts, "", study.source.max_tokens or 512, tmp_path).vectors).mean()
-    blind, expected = (np.square(study.trial.moves(rows, block=each)).sum(1).mean() / 2 for each in (None, BLOCK[native]))
+    blind, expected = (np.square(study.trial.moves(rows, block=each)).sum(1).mean() / 2 for each in (None, INPUT_BLOCK[native]))
     assert expected == pytest.approx(actual, rel=0.05)
     assert blind < 0.7 * actual

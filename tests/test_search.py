@@ -26,11 +26,11 @@ from tierexport.base.records import Source, Tensor
 from tierexport.datasets.beir import read_beir
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.formats.gguf.convert import converted
+from tierexport.formats.gguf.types import INPUT_BLOCK
 from tierexport.model.description import describe
 from tierexport.model.source import open_source
 from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.search import recipes
-from tierexport.search.activations import BLOCK
 from tierexport.search.allocate import Budget, allocate, least_price
 from tierexport.search.effects import Effects, Option
 from tierexport.search.groups import group_bytes, types_of
@@ -201,7 +201,7 @@ def test_what_a_group_costs_alone_is_measured_with_error_feedback(study: Study) 
 def test_what_no_budget_would_take_is_not_measured(study: Study) -> None:
     """Of types of the same bytes, whose inputs llama.cpp rounds alike, only the best is left."""
     for found in study.effects.options.values():
-        kinds = [(option.bytes, BLOCK.get(option.native)) for option in found]
+        kinds = [(option.bytes, INPUT_BLOCK.get(option.native)) for option in found]
         assert len(set(kinds)) == len(kinds)
         assert {"Q8_0", "F32"} <= {option.native for option in found}
 

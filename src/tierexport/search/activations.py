@@ -8,14 +8,6 @@ from typing import Any
 
 import torch
 
-BLOCK: dict[str, int] = {
-    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"), 32),
-    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), 256),
-}
-"""Values of an input that share a scale, by the matrix's native type (`vec_dot_type` in ggml-cpu.c: Q8_0 or Q8_1, and Q8_K).
-F16 and F32 are multiplied as they are.
-"""
-
 
 def rounded_inputs(inputs: torch.Tensor, block: int) -> torch.Tensor:
     """Inputs, float32 (…, columns), as they are multiplied: the largest of a block becomes 127; Q8_0's scales are fp16."""

@@ -16,13 +16,13 @@ from tierexport.base.digests import value_digest
 from tierexport.base.records import Floats, Text
 from tierexport.base.stages import Stages
 from tierexport.formats.gguf.format import Gguf
+from tierexport.formats.gguf.types import INPUT_BLOCK
 from tierexport.quantize.gptq import Curvature, Request, curvature_of, objective
 from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.quantize.inputs import gathered_fp32
 from tierexport.quantize.passes import Passes, Step, layer_modules
 from tierexport.quantize.rounding import round_matrices
 from tierexport.quantize.tables import table_metrics
-from tierexport.search.activations import BLOCK
 from tierexport.search.effects import Effects, Option, joined, write_effects
 from tierexport.search.groups import Group, group_bytes, types_of
 from tierexport.search.trial import TrialModel
@@ -165,7 +165,7 @@ def _measure(trial: TrialModel, group: Group, seen: Seen | None, folder: Path) -
         for native in _dominated(group, {native: _loss(trial, rows, seen) for native, rows in nearest.items()}):
             del nearest[native]
     rounded = _fed_back(trial, group, nearest, seen) if seen else nearest
-    moves = {native: trial.moves(rows, _biases(trial, rows, seen), BLOCK.get(native)) for native, rows in rounded.items()}
+    moves = {native: trial.moves(rows, _biases(trial, rows, seen), INPUT_BLOCK.get(native)) for native, rows in rounded.items()}
     moves = {native: each for native, each in moves.items() if np.isfinite(each).all()}  # fp16 can't hold all values
     moves[UNROUNDED] = np.zeros_like(trial.reference)
     options = [Option(native, group_bytes(group, native), _cost(each)) for native, each in moves.items()]
@@ -189,7 +189,9 @@ def _dominated(group: Group, losses: Mapping[str, float]) -> list[str]:
 
     def beats(one: str, other: str) -> bool:
         sizes = group_bytes(group, one), group_bytes(group, other)
-        no_worse = sizes[0] <= sizes[1] and losses[one] <= losses[other] and BLOCK.get(one, 0) <= BLOCK.get(other, 0)
+        no_worse = (
+            sizes[0] <= sizes[1] and losses[one] <= losses[other] and INPUT_BLOCK.get(one, 0) <= INPUT_BLOCK.get(other, 0)
+        )
         comparable = one in GGUF_GRIDS or other not in GGUF_GRIDS
         return no_worse and comparable and (sizes[0], losses[one], one) < (sizes[1], losses[other], other)
 

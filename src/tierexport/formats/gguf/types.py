@@ -25,6 +25,14 @@ NATIVE_OF_BITS: Mapping[int, tuple[str, ...]] = {
 WRITABLE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "F16", "F32")
 """Types a recipe may name."""
 
+INPUT_BLOCK: Mapping[str, int] = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"), 32),
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), 256),
+}
+"""What a matrix of a type is multiplied with is rounded to 8 bits, so many values sharing a scale (`vec_dot_type` in
+ggml-cpu.c: Q8_0 or Q8_1, and Q8_K). F16 and F32 are multiplied as they are.
+"""
+
 
 def fits(tensor: Tensor, native: str) -> bool:
     """Whether a tensor's rows are whole blocks of a native type."""
