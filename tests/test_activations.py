@@ -12,7 +12,6 @@ from tierexport.base.records import Source
 from tierexport.formats.gguf.types import INPUT_BLOCK
 from tierexport.model.batches import prompted
 from tierexport.search.activations import rounded_inputs
-from tierexport.search.groups import types_of
 from tierexport.search.study import Study
 
 
@@ -37,7 +36,7 @@ def test_blocks_of_256_share_a_scale() -> None:
 def test_trials_lose_what_llama_cpp_loses(native: str, minilm: Source, tmp_path: Path) -> None:
     """MiniLM with all matrices that a type fits at it, rounded to nearest; with inputs as they are a trial would see a part."""
     study = Study(str(minilm.path))
-    groups = [each for each in study.groups if native in types_of(each) and each.layer is not None]
+    groups = [each for each in study.groups if native in each.bytes and each.layer is not None]
     rows = {tensor.name: study.trial.nearest(tensor.name, native) for group in groups for tensor in group.tensors}
     types = {group.name: native if group in groups else "F32" for group in study.groups}
     texts = prompted(study.trial.model.prompts, study.texts)

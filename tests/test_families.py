@@ -23,6 +23,7 @@ from tierexport.datasets.calibration import every_text
 from tierexport.formats import formats_of
 from tierexport.formats.export import export
 from tierexport.formats.gguf import convert
+from tierexport.formats.gguf.choices import GgufChoices
 from tierexport.formats.gguf.format import Gguf
 from tierexport.formats.gguf.imatrix import read_imatrix
 from tierexport.formats.gguf.write import Unquantized
@@ -141,7 +142,7 @@ def test_layers_that_a_search_does_not_run_again_change_nothing(name: str, folde
     source = open_source(str(folder_of(name)))
     tensors = [each for each in Gguf().tensors(source) if each.role != UNQUANTIZED_ROLE]
     texts = [Text(line, "passage") for line in lines()[:12]]
-    trial = TrialModel(open_model(source), texts, tensors, NO_IMATRIX, Unquantized(source))
+    trial = TrialModel(open_model(source), texts, tensors, NO_IMATRIX, GgufChoices(), Unquantized(source))
     layers = layer_modules(trial.model.transformers_model)
     last = [each.name for each in tensors if each.layer == len(layers) - 1]
     values = {name: trial.nearest(name, "Q4_0") for name in last}

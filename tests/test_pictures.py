@@ -53,7 +53,7 @@ def test_no_name_hides_a_point_or_another_name(monkeypatch: pytest.MonkeyPatch) 
 def test_the_frontier_names_both_axes_and_all_points() -> None:
     points = [Point("shipped", name, int(bits * 1e6), bits, loss, loss) for name, bits, loss in CROWDED]
     points += [Point("searched", "", int(bits * 1e6), bits, 0.1 / bits, 0.1 / bits, 0.1) for bits in np.linspace(5, 16, 6)]
-    drawn = frontier_picture(Frontier("tiny", tuple(points)), "svg")
+    drawn = frontier_picture(Frontier("tiny", "gguf", tuple(points)), "svg")
     said = {each.text for each in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")}
     assert {name for name, *_ in CROWDED} <= said
     assert {"stored bits per parameter, whole file", "1 − cosine to fp32, lower is better"} <= said

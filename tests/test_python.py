@@ -14,7 +14,6 @@ import tierexport
 from conftest import RECIPES, Built, run
 from tierexport.artifact.folder import read_verification
 from tierexport.model.given import kept
-from tierexport.search.request import smallest_file
 from tierexport.search.study import Study
 
 FUNCTIONS = ("quantize", "build", "verify", "inspect", "publish", "load")
@@ -71,7 +70,7 @@ def test_every_function_is_there_typed_and_documented_and_nothing_heavy_is_loade
 
 
 def test_one_line_after_training_exports_the_model(tiny_model: Path, tmp_path: Path) -> None:
-    size = f"{smallest_file(Study(str(tiny_model))) * 1.4 / 1e6:.2f}MB"
+    size = f"{Study(str(tiny_model)).least * 1.4 / 1e6:.2f}MB"
     (tmp_path / "train.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, "train.py", str(tiny_model), size], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -22,7 +22,7 @@ from loopback_writable import WritableHub, serving_writable
 from tierexport.base.errors import InputError
 from tierexport.base.sizes import shown_size
 from tierexport.datasets.textfiles import BUILTIN
-from tierexport.search.request import Request, smallest_file, tag_of
+from tierexport.search.request import Request, tag_of
 from tierexport.search.study import Study
 from tierexport.search.trial import TrialModel
 
@@ -40,7 +40,7 @@ def study(tiny_model: Path) -> Study:
 @pytest.fixture(scope="module")
 def budget(study: Study) -> str:
     """A size between the smallest that there is and 8 bits everywhere."""
-    return f"{smallest_file(study) * 1.25 / 1e6:.2f}MB"
+    return f"{study.least * 1.25 / 1e6:.2f}MB"
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +123,8 @@ def test_what_is_too_small_is_said_with_what_is_not(tiny_model: Path, tmp_path: 
     assert found, done.stderr
     assert list(tmp_path.iterdir()) == []
     study = Study(str(tiny_model))
-    assert float(found[1]) == pytest.approx(smallest_file(study) / 1e6, abs=0.006)
-    assert Request("x", bits=float(found[2]) + 0.01).budget(study) > smallest_file(study)
+    assert float(found[1]) == pytest.approx(study.least / 1e6, abs=0.006)
+    assert Request("x", bits=float(found[2]) + 0.01).budget(study) > study.least
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_fine_tune_in_a_folder_goes_out_by_its_base_model_and_without_a_path(
     save_file({name: each * np.float32(1.01) for name, each in weights.items()}, tuned / "model.safetensors", {"format": "pt"})
     texts = tmp_path / "secret-place" / "mine.txt"
     texts.write_text("".join(f"the {number}th text is about bread and rivers\n" for number in range(200)))
-    sizes = ",".join(f"{smallest_file(study) * factor / 1e6:.2f}MB" for factor in (1.25, 1.6))
+    sizes = ",".join(f"{study.least * factor / 1e6:.2f}MB" for factor in (1.25, 1.6))
     arguments = ["quantize", tuned, "--sizes", sizes, "--texts", texts, "--base-model", BASE, "--out", tmp_path / "made"]
     environment = {**os.environ, **hub.environment(), "HF_TOKEN": TOKEN}
     done = command(*map(str, arguments), "--push", "hf:alice/my-tune-GGUF", environment=environment)

@@ -30,10 +30,8 @@ from tierexport.formats.gguf.types import INPUT_BLOCK
 from tierexport.model.description import describe
 from tierexport.model.source import open_source
 from tierexport.quantize.grids import GGUF_GRIDS
-from tierexport.search import recipes
 from tierexport.search.allocate import Budget, allocate, least_price
 from tierexport.search.effects import Effects, Option
-from tierexport.search.groups import group_bytes, types_of
 from tierexport.search.layer_map import layer_sensitivity
 from tierexport.search.lossless import RetrievalJudge
 from tierexport.search.stock import quantize_stock
@@ -48,7 +46,7 @@ def study(tiny_model: Path) -> Study:
 
 def random_types(study: Study, seed: int) -> dict[str, str]:
     generator = np.random.default_rng(seed)
-    return {group.name: str(generator.choice(types_of(group))) for group in study.groups}
+    return {group.name: str(generator.choice(list(group.bytes))) for group in study.groups}
 
 
 def by_tensor(study: Study, types: Mapping[str, str]) -> dict[str, str]:
@@ -151,16 +149,15 @@ def test_a_time_alone_is_no_budget(tiny_model: Path) -> None:
 def test_a_recipe_gives_each_group_its_type_and_the_file_its_size(study: Study, seed: int, tmp_path: Path) -> None:
     types = random_types(study, seed)
     path = tmp_path / "found.toml"
-    document = recipes.document("found", "a trial", study.model, types, study.groups)
+    document = study.document(types, "found", "a trial")
     path.write_text(tomli_w.dumps(document | {"rounding": "nearest"}))
     built = build(path, tmp_path / "out")
     wanted = by_tensor(study, types)
     file = built.folder / built.artifact("gguf")["path"]
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     assert {name: stored[name].tensor_type.name for name in wanted} == wanted
-    size = study.size(
-        {group.name: Option(types[group.name], group_bytes(group, types[group.name]), 0) for group in study.groups}
-    )
+    chosen = {group.name: types[group.name] for group in study.groups}
+    size = study.size({group.name: Option(chosen[group.name], group.bytes[chosen[group.name]], 0) for group in study.groups})
     assert size - 128 < file.stat().st_size <= size  # the header has room for a longer name
     trial = study.trial
     with trial.rounded(wanted):
@@ -322,12 +319,16 @@ def test_how_many_queries_would_show_it(mean: float, low: float, queries: int | 
 def test_the_frontier_falls_and_stock_types_are_llama_cpps(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tierexport.search.frontier.CURVE_POINTS", 4)
+    monkeypatch.setattr("tierexport.search.frontier.CURVE_POINTS", 2)
+    (tmp_path / "recipes").mkdir()
+    for name in ("three_tier", "int8"):
+        shutil.copy(RECIPES / f"{name}.toml", tmp_path / "recipes")
+    monkeypatch.setattr("tierexport.search.frontier.shipped", lambda name: tmp_path / name)
     done = run("search", tiny_model, "--frontier", "--picture", tmp_path / "frontier.svg", "--json")
     assert done.exit_code == 0, done.stderr
     points = json.loads(done.stdout)["points"]
     assert {each["name"] for each in points if each["kind"] == "llama.cpp"} == {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL"}
-    assert {"three_tier", "int8"} <= {each["name"] for each in points if each["kind"] == "shipped"}
+    assert {"three_tier", "int8"} == {each["name"] for each in points if each["kind"] == "shipped"}
     assert all(each["relative_error"] > 0 for each in points)
     losses, errors = (stats.rankdata([each[name] for each in points]) for name in ("loss", "relative_error"))
     assert stats.pearsonr(losses, errors).statistic > 0.99  # of one model's vectors, they say the same

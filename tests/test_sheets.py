@@ -90,7 +90,7 @@ def commands(built: Built, tiny_model: Path) -> dict[str, Command]:
         ),
         "search": Command(("search", "tiny", "--bits", "5"), {"tierexport.pipeline.search": (searched, made)}),
         "search --frontier": Command(
-            ("search", "tiny", "--frontier"), {"tierexport.pipeline.draw_frontier": Frontier("tiny", points)}
+            ("search", "tiny", "--frontier"), {"tierexport.pipeline.draw_frontier": Frontier("tiny", "gguf", points)}
         ),
         "inspect": Command(("inspect", folder)),
         "publish": Command(("publish", folder, "--to", "dir:nowhere", "--dry-run")),

@@ -15,6 +15,7 @@ from tierexport.artifact.stored import StoredTensor
 from tierexport.base.libraries import import_sentence_transformers
 from tierexport.base.listing import ListedFile, Listing
 from tierexport.base.records import NO_IMATRIX, Encoded, Floats, Imatrix, Source, Tensor
+from tierexport.formats.choices import Choices
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection, whole_bytes
 from tierexport.formats.job import Job, Progress
@@ -45,6 +46,7 @@ class Npz:
     writer: tuple[str, ...] = ("third_format",)
     reader: tuple[str, ...] = ("third_format",)
     converted_by_others = False
+    choices: tuple[Choices, ...] = ()
 
     def __init__(self, recipe: Recipe | None = None) -> None:
         del recipe

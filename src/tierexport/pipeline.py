@@ -217,17 +217,18 @@ def compare_folders(folders: Sequence[Path], picture: Path) -> tuple[Compared, .
 
 
 def search(
-    model: str, bits: float | None, size: int | None, out: Path | None, workers: Workers = HERE, max_time: float | None = None
-) -> tuple[Found, Build]:
+    model: str, bits: float | None, size: int | None, out: Path | None, workers: Workers = HERE, max_time: float | None = None,
+    fmt: str = "gguf",
+) -> tuple[Found, Build]:  # fmt: skip
     """Find the best recipe under a budget (`search.find.search`), build and verify it. Raises InputError."""
-    return _built(find.search(model, bits, size, out, workers, max_time))
+    return _built(find.search(model, bits, size, out, workers, max_time, fmt))
 
 
 def search_lossless(
-    model: str, data: Sequence[str], loss: float, out: Path | None, workers: Workers = HERE
+    model: str, data: Sequence[str], loss: float, out: Path | None, workers: Workers = HERE, fmt: str = "gguf"
 ) -> tuple[Found, Build]:
     """Find the smallest recipe that retrieval on `data` shows to lose less than `loss` (`search.find`), build and verify it."""
-    return _built(find.search_lossless(model, data, loss, out, workers), f"verify.data={json.dumps(list(data))}")
+    return _built(find.search_lossless(model, data, loss, out, workers, fmt), f"verify.data={json.dumps(list(data))}")
 
 
 def _built(found: Found, *overrides: str) -> tuple[Found, Build]:
@@ -258,9 +259,9 @@ def search_codec(
     return found
 
 
-def draw_frontier(model: str, picture: Path, workers: Workers = HERE) -> Frontier:
+def draw_frontier(model: str, picture: Path, workers: Workers = HERE, fmt: str = "gguf") -> Frontier:
     """Bytes against loss (`search.frontier.frontier`), drawn to `picture`. Raises InputError or MachineError."""
     kind = kind_of(picture)
-    found = frontier.frontier(model, workers)
+    found = frontier.frontier(model, workers, fmt)
     write_whole(picture, frontier_picture(found, kind))
     return found

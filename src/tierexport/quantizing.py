@@ -24,7 +24,7 @@ from tierexport.recipe.schema import VerifySettings
 from tierexport.report.summary import summary
 from tierexport.search import find
 from tierexport.search.found import Found
-from tierexport.search.request import Request, smallest_file, tag_of
+from tierexport.search.request import Request, tag_of
 from tierexport.search.study import Study
 from tierexport.verify.material import read_material
 
@@ -67,7 +67,7 @@ def quantize(
     places = [_place(study, budget, out, len(budgets) > 1) for budget in budgets]
     for budget, place in zip(budgets, places, strict=True):
         check_replaceable(place)
-        check_room(place, budget or smallest_file(study))
+        check_room(place, budget or study.least)
     done = tuple(_quantized(*each, study.source) for each in zip(requests, budgets, places, strict=True))
     passed = all(each.build.verification.passed for each in done)
     return done, publish(places, push, create_pr=create_pr) if push and passed else None

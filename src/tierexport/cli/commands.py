@@ -11,6 +11,7 @@ import click
 
 from tierexport import __version__
 from tierexport.base.errors import MachineError, TierexportError
+from tierexport.base.registry import FORMATS
 from tierexport.cli.quantize_command import quantize
 from tierexport.cli.shipped_commands import docs, keys, recipes
 from tierexport.cli.terminal import (
@@ -224,13 +225,14 @@ def map_layers(model: str, picture: Path, as_toml: bool, workers: "Workers", as_
 @click.option(
     "--data", multiple=True, metavar="SET", help="Of --lossless: BEIR folders or ORG/NAMEs; if none, the built-in set."
 )
+@click.option("--format", "fmt", type=click.Choice(list(FORMATS)), default="gguf", show_default=True, help="What is built.")
 @click.option("--out", type=click.Path(path_type=Path), help="Recipe to write; MODEL-BUDGET.toml if not given.")
 @click.option("--picture", type=click.Path(path_type=Path), default="frontier.svg", show_default=True, help="Of --frontier.")
 @on_option
 @json_option
 def search(
     model: str, bits: float | None, size: int | None, max_time: float | None, lossless: bool, loss: float | None,
-    frontier: bool, data: tuple[str, ...], out: Path | None, picture: Path, workers: "Workers", as_json: bool,
+    frontier: bool, data: tuple[str, ...], fmt: str, out: Path | None, picture: Path, workers: "Workers", as_json: bool,
 ) -> None:  # fmt: skip
     """Find the recipe of the least loss for MODEL within a budget; write it, build it, verify it."""
     from tierexport import pipeline
@@ -244,7 +246,7 @@ def search(
     if max_time is not None and bits is None and size is None:
         raise click.UsageError("--max-time goes with --bits or --bytes: name one, too")
     if frontier:
-        drawn = pipeline.draw_frontier(model, picture, workers)
+        drawn = pipeline.draw_frontier(model, picture, workers, fmt)
         if as_json:
             print_json(drawn.as_json())
         else:
@@ -252,9 +254,9 @@ def search(
             click.echo(f"drawn to {picture}")
         return
     if lossless:
-        found, built = pipeline.search_lossless(model, data or ("builtin",), loss or LOSS, out, workers)
+        found, built = pipeline.search_lossless(model, data or ("builtin",), loss or LOSS, out, workers, fmt)
     else:
-        found, built = pipeline.search(model, bits, size, out, workers, max_time)
+        found, built = pipeline.search(model, bits, size, out, workers, max_time, fmt)
     if as_json:
         print_json({**found.as_json(), "out": str(built.out), **built.verification.as_json()})
     else:

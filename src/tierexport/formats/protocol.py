@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tierexport.artifact.manifest import RecipeEntry
 from tierexport.base.listing import ListedFile, Listing
 from tierexport.base.records import Encoded, Floats, Imatrix, Source
+from tierexport.formats.choices import Choices
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection
 from tierexport.formats.job import Job, Progress
@@ -55,6 +56,9 @@ class Format(PlannedFormat, Protocol):
 
     converted_by_others: bool
     """Whether a foreign converter makes the unquantized artifact, which is therefore checked on probe texts."""
+
+    choices: tuple[Choices, ...]
+    """What a search chooses types from, a layout each, that first which opens in most places; none where it can't search."""
 
     def __init__(self, recipe: Recipe | None = None) -> None: ...
 

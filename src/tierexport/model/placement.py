@@ -4,7 +4,7 @@ By names: which parameters a tensor is made of, and which Linear gets the input 
 values, so it holds for tables of experts, for tensors that a converter changes, and before anything has been converted.
 By rows: which row of which parameter each row of a tensor is. That takes fp32 values, and holds for what a converter fuses,
 splits or permutes, where names would say too little for values to be put back.
-torchao stores the running model's own parameters under their own names, so there nothing has to be looked up.
+torchao stores the running model's own parameters under their own names.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,15 +27,15 @@ _SAME_INPUT = {"attn_qkv": "attn_q", "attn_q": "attn_qkv", "attn_k": "attn_qkv",
 
 
 def parameters_of(tensors: Iterable[Tensor], names: Iterable[str]) -> dict[str, list[str]]:
-    """Which of a model's parameters each GGUF tensor is made of, none where no name fits; by the tensor's name.
+    """Which of a model's parameters each tensor is made of, none where no name fits; by the tensor's name.
 
-    By GGUF's own table of names, or else by the checkpoint's names of what the tensor is made of.
+    By its own name or GGUF's table of names, or else by the checkpoint's names of what the tensor is made of.
     """
     names = list(names)
-    by_gguf_name = {gguf_name(name): name for name in names}
+    known = {gguf_name(name): name for name in names} | {name: name for name in names}
     return {
-        tensor.name: [by_gguf_name[tensor.name]]
-        if tensor.name in by_gguf_name
+        tensor.name: [known[tensor.name]]
+        if tensor.name in known
         else [name for name in names if any(_same(name, source) for source in tensor.sources)]
         for tensor in tensors
     }

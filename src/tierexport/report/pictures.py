@@ -94,12 +94,13 @@ def frontier_picture(found: Frontier, kind: str) -> bytes:
     curve = sorted((each for each in found.points if each.kind == "searched"), key=lambda each: each.bytes)
     axes.plot([each.stored_bits for each in curve], [each.loss for each in curve], color=COLOURS["searched"], label="searched")
     for other in ("llama.cpp", "shipped"):
-        points = [each for each in found.points if each.kind == other]
+        if not (points := [each for each in found.points if each.kind == other]):
+            continue
         axes.plot([each.stored_bits for each in points], [each.loss for each in points], "o", color=COLOURS[other], label=other)
     axes.set_yscale("log")
     axes.set_xlabel("stored bits per parameter, whole file")
     axes.set_ylabel("1 − cosine to fp32, lower is better")
-    axes.set_title(f"{found.model} through llama.cpp, on unseen sentences")
+    axes.set_title(f"{found.model} as {found.format}, on unseen sentences")
     axes.grid(color=GRID)
     axes.legend(frameon=False)
     name_points(drawn, [(each.name, each.stored_bits, each.loss) for each in found.points if each.kind != "searched"])

@@ -4,11 +4,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tierexport.base.errors import RecipeError
+from tierexport.base.errors import InputError, RecipeError
 from tierexport.base.progress import note, stage
 from tierexport.base.workers import HERE, Workers
 from tierexport.datasets.beir import read_retrieval_set
+from tierexport.formats import format_named
 from tierexport.model.description import FILE_NAME
+from tierexport.model.encoder import open_model
 from tierexport.search.found import Found
 from tierexport.search.lossless import RetrievalJudge
 from tierexport.search.study import MARK, Study, types_in
@@ -21,9 +23,10 @@ LOSS = 0.005
 
 
 def search(
-    model: str, bits: float | None, size: int | None, out: Path | None, workers: Workers = HERE, max_time: float | None = None
-) -> Found:
-    """The recipe of least predicted loss whose GGUF takes at most `size` bytes, or `bits` per parameter, and, where that is
+    model: str, bits: float | None, size: int | None, out: Path | None, workers: Workers = HERE, max_time: float | None = None,
+    fmt: str = "gguf",
+) -> Found:  # fmt: skip
+    """The recipe of least predicted loss whose file takes at most `size` bytes, or `bits` per parameter, and, where that is
     named, `max_time` of the time that llama.cpp takes on this machine with a file of Q8_0.
 
     It is written to `out`, or to MODEL-BUDGET.toml. Raises InputError for a
@@ -31,27 +34,32 @@ def search(
     """
     if bits is not None and not 0 < bits <= 32:
         raise RecipeError(f"a budget of {bits} bits per parameter can't be met: name one between 2 and 32")
-    study = Study(model, workers)
-    out = out or Path(f"{study.source.name}-{f'{size}bytes' if size else f'{bits:g}bits'}.toml")
+    studies = studies_of(model, workers, fmt)
+    out = out or Path(f"{studies[0].source.name}-{f'{size}bytes' if size else f'{bits:g}bits'}.toml")
     _check_replaceable(out)
-    return study.best(size or int((bits or 0) * study.parameters / 8), out, max_time)
+    budget = size or int((bits or 0) * studies[0].parameters / 8)
+    return fitting(studies, budget).best(budget, out, max_time)
 
 
-def search_lossless(model: str, data: Sequence[str], loss: float, out: Path | None, workers: Workers = HERE) -> Found:
+def search_lossless(
+    model: str, data: Sequence[str], loss: float, out: Path | None, workers: Workers = HERE, fmt: str = "gguf"
+) -> Found:
     """The smallest recipe for which the 95 % interval of its NDCG@10 less fp32's excludes a loss of `loss`.
 
     `data` names retrieval sets, whose queries are taken together. Sizes are halved until 1 % is left, which supposes that a
     larger budget is never worse; each is rounded as a build would. What more queries would allow is noted. Raises InputError.
     """
-    study = Study(model, workers)
-    out = out or Path(f"{study.source.name}-lossless.toml")
+    studies = studies_of(model, workers, fmt)
+    first = studies[0]
+    out = out or Path(f"{first.source.name}-lossless.toml")
     _check_replaceable(out)
-    judge = RetrievalJudge(study.trial.model, study.source, [read_retrieval_set(each) for each in data])
-    low, high, wanting = study.smallest, study.largest, None
+    judge = RetrievalJudge(open_model(first.source), first.source, [read_retrieval_set(each) for each in data])
+    low, high, wanting = min(study.smallest for study in studies), first.largest, None
     with stage("Halving the budget") as running:
         while high - low > high * TOLERANCE:
             middle = (low + high) // 2
-            running.say(f"Trying {8 * middle / study.parameters:.2f} bits")
+            running.say(f"Trying {8 * middle / first.parameters:.2f} bits")
+            study = fitting(studies, middle)
             rounded = study.as_built(study.plan(types_in(study.within(middle)), "trial"))
             found = judge.difference(rounded)
             if found.ci_low > -loss:
@@ -60,10 +68,23 @@ def search_lossless(model: str, data: Sequence[str], loss: float, out: Path | No
                 low, wanting = middle, judge.queries_for(loss, found)
     if wanting:
         note(
-            f"{len(judge.reference)} queries can't exclude a loss of {loss:g} at {8 * low / study.parameters:.2f} bits; about "
+            f"{len(judge.reference)} queries can't exclude a loss of {loss:g} at {8 * low / first.parameters:.2f} bits; about "
             f"{wanting} might"
         )
-    return study.best(high, out)
+    return fitting(studies, high).best(high, out)
+
+
+def studies_of(model: str, workers: Workers, fmt: str) -> list[Study]:
+    """A study of each of a format's layouts. Raises InputError where the format offers nothing to choose."""
+    layouts = format_named(fmt).choices
+    if not layouts:
+        raise InputError(f"{fmt} offers no types to choose from: a recipe says what is built")
+    return [Study(model, workers, fmt, layout) for layout in range(len(layouts))]
+
+
+def fitting(studies: Sequence[Study], budget: int) -> Study:
+    """The first of a model's studies that has a file of so many bytes, or the last, which has the smallest."""
+    return next((study for study in studies if study.smallest <= budget), studies[-1])
 
 
 def _check_replaceable(out: Path) -> None:

@@ -47,9 +47,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """All points of one model."""
+    """All points of one model in one format."""
 
     model: str
+    format: str
     points: tuple[Point, ...]
 
     def as_json(self) -> dict[str, Any]:

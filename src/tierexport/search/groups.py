@@ -1,41 +1,44 @@
 """What gets one type together: the tensors of one role in one layer; and what each type takes of the file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tierexport.base.records import Tensor
-from tierexport.formats.gguf.types import WRITABLE, fits, tensor_bytes
-from tierexport.formats.gguf.write import padded
+from tierexport.formats.choices import Choices
 from tierexport.model.roles import UNQUANTIZED_ROLE
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors of one role in one layer (None: outside the layers), for most models a single matrix."""
+    """Tensors of one role in one layer (None: outside the layers), for most models a single matrix.
+
+    `bytes`: what they take in the file at each native type that all of them can take.
+    """
 
     role: str
     layer: int | None
     tensors: tuple[Tensor, ...]
+    bytes: Mapping[str, int]
 
     @property
     def name(self) -> str:
         return self.role if self.layer is None else f"layer {self.layer} {self.role}"
 
+    @property
+    def smallest(self) -> str:
+        """The type that takes the least bytes."""
+        return min(self.bytes, key=lambda native: self.bytes[native])
 
-def groups_of(tensors: Sequence[Tensor]) -> tuple[Group, ...]:
+
+def groups_of(tensors: Sequence[Tensor], choices: Choices) -> tuple[Group, ...]:
     """The groups of a model's tensors, in the order in which they are stored; unquantized tensors are in none."""
     found: dict[tuple[str, int | None], list[Tensor]] = {}
     for tensor in tensors:
         if tensor.role != UNQUANTIZED_ROLE:
             found.setdefault((tensor.role, tensor.layer), []).append(tensor)
-    return tuple(Group(role, layer, tuple(each)) for (role, layer), each in found.items())
+    return tuple(Group(role, layer, tuple(each), _bytes(each, choices)) for (role, layer), each in found.items())
 
 
-def types_of(group: Group) -> tuple[str, ...]:
-    """The native types that every tensor of a group can take."""
-    return tuple(native for native in WRITABLE if all(fits(tensor, native) for tensor in group.tensors))
-
-
-def group_bytes(group: Group, native: str) -> int:
-    """Bytes of a group in the file, padding included."""
-    return sum(padded(tensor_bytes(tensor, native)) for tensor in group.tensors)
+def _bytes(tensors: Sequence[Tensor], choices: Choices) -> dict[str, int]:
+    common = [native for native in choices.types(tensors[0]) if all(native in choices.types(each) for each in tensors)]
+    return {native: sum(choices.stored_bytes(tensor, native) for tensor in tensors) for native in common}

@@ -15,27 +15,23 @@ import torch
 from tierexport.base.digests import value_digest
 from tierexport.base.records import Floats, Text
 from tierexport.base.stages import Stages
-from tierexport.formats.gguf.format import Gguf
-from tierexport.formats.gguf.types import INPUT_BLOCK
+from tierexport.formats.choices import Choices
 from tierexport.quantize.gptq import Curvature, Request, curvature_of, objective
-from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.quantize.inputs import gathered_fp32
 from tierexport.quantize.passes import Passes, Step, layer_modules
 from tierexport.quantize.rounding import round_matrices
 from tierexport.quantize.tables import table_metrics
 from tierexport.search.effects import Effects, Option, joined, write_effects
-from tierexport.search.groups import Group, group_bytes, types_of
+from tierexport.search.groups import Group
 from tierexport.search.trial import TrialModel
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-UNROUNDED = "F32"
-
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A model in fp32, the texts that rounding reads, and the names of its parameters that a GGUF keeps in fp32."""
+    """A model in fp32, the texts that rounding reads, and the names of its parameters that a format keeps in fp32."""
 
     model: "SentenceTransformer"
     texts: Sequence[Text]
@@ -156,19 +152,23 @@ Rows = dict[str, torch.Tensor]
 
 def _measure(trial: TrialModel, group: Group, seen: Seen | None, folder: Path) -> None:
     """Write the options of a group that are worth their bytes, and how each moves the vectors."""
+    choices, exact = trial.choices, trial.choices.exact
     nearest = {
         native: {tensor.name: trial.nearest(tensor.name, native) for tensor in group.tensors}
-        for native in types_of(group)
-        if native != UNROUNDED
+        for native in group.bytes
+        if native != exact
     }
     if seen:
-        for native in _dominated(group, {native: _loss(trial, rows, seen) for native, rows in nearest.items()}):
+        for native in _dominated(group, choices, {native: _loss(trial, rows, seen) for native, rows in nearest.items()}):
             del nearest[native]
     rounded = _fed_back(trial, group, nearest, seen) if seen else nearest
-    moves = {native: trial.moves(rows, _biases(trial, rows, seen), INPUT_BLOCK.get(native)) for native, rows in rounded.items()}
+    moves = {
+        native: trial.moves(rows, _biases(trial, rows, seen), choices.input_block(native)) for native, rows in rounded.items()
+    }
     moves = {native: each for native, each in moves.items() if np.isfinite(each).all()}  # fp16 can't hold all values
-    moves[UNROUNDED] = np.zeros_like(trial.reference)
-    options = [Option(native, group_bytes(group, native), _cost(each)) for native, each in moves.items()]
+    if exact and exact in group.bytes:
+        moves[exact] = np.zeros_like(trial.reference)
+    options = [Option(native, group.bytes[native], _cost(each)) for native, each in moves.items()]
     write_effects(folder, options, list(moves.values()))
 
 
@@ -182,17 +182,18 @@ def _loss(trial: TrialModel, rows: Rows, seen: Seen) -> float:
     return sum(objective(trial.rows(tensor), values, seen.metric.hessian) for tensor, values in rows.items())
 
 
-def _dominated(group: Group, losses: Mapping[str, float]) -> list[str]:
+def _dominated(group: Group, choices: Choices, losses: Mapping[str, float]) -> list[str]:
     """Types that another has no more bytes and no more loss than, rounded to nearest, and no larger blocks of inputs; but for
     one whose loss error feedback can lower, only by others of which it can.
     """
 
+    fed_back = {native for native in losses if any(choices.grid(tensor, native) for tensor in group.tensors)}
+    blocks = {native: choices.input_block(native) or 0 for native in losses}
+
     def beats(one: str, other: str) -> bool:
-        sizes = group_bytes(group, one), group_bytes(group, other)
-        no_worse = (
-            sizes[0] <= sizes[1] and losses[one] <= losses[other] and INPUT_BLOCK.get(one, 0) <= INPUT_BLOCK.get(other, 0)
-        )
-        comparable = one in GGUF_GRIDS or other not in GGUF_GRIDS
+        sizes = group.bytes[one], group.bytes[other]
+        no_worse = sizes[0] <= sizes[1] and losses[one] <= losses[other] and blocks[one] <= blocks[other]
+        comparable = one in fed_back or other not in fed_back
         return no_worse and comparable and (sizes[0], losses[one], one) < (sizes[1], losses[other], other)
 
     return [other for other in losses if any(beats(one, other) for one in losses)]
@@ -204,9 +205,10 @@ def _fed_back(trial: TrialModel, group: Group, nearest: Mapping[str, Rows], seen
     if (curvature := seen.metric.curvature) is None:
         return found
     for tensor in group.tensors:
-        natives, weight = [native for native in nearest if Gguf().takes_feedback(tensor, native)], trial.rows(tensor.name)
-        codes = round_matrices([Request(weight, curvature, GGUF_GRIDS[native]) for native in natives])
-        for native, values in zip(natives, (each.values() for each in codes), strict=True):
+        weight = trial.rows(tensor.name)
+        grids = {native: grid for native in nearest if (grid := trial.choices.grid(tensor, native))}
+        codes = round_matrices([Request(weight, curvature, grid) for grid in grids.values()])
+        for native, values in zip(grids, (each.values() for each in codes), strict=True):
             ours, plain = (objective(weight, tried, seen.metric.hessian) for tried in (values, found[native][tensor.name]))
             if ours < plain:
                 found[native][tensor.name] = values

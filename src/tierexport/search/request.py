@@ -13,17 +13,14 @@ from tierexport.base.registry import FORMATS
 from tierexport.base.sizes import shown_size
 from tierexport.base.validation import nearest
 from tierexport.formats import format_named
+from tierexport.formats.gguf.choices import GgufChoices
 from tierexport.formats.gguf.format import Gguf
-from tierexport.formats.gguf.write import file_bytes
-from tierexport.formats.job import Job
 from tierexport.formats.protocol import Format
 from tierexport.model.roles import UNQUANTIZED_ROLE, expand
 from tierexport.recipe.choices import BITS
 from tierexport.recipe.paths import settle_existing
 from tierexport.recipe.schema import Tier
-from tierexport.search.groups import group_bytes, types_of
-from tierexport.search.stock import STOCK
-from tierexport.search.study import LONGEST_NAME, Study
+from tierexport.search.study import Study
 
 SMALLEST = "TIER_LOSSLESS"
 """The name of the recipe that no budget is named for."""
@@ -57,8 +54,8 @@ class Request:
             raise InputError(f"{self.bits:g} bits per parameter can't be met: name a number from 2 to 32")
         if self.max_time is not None and self.is_open:
             raise InputError("a time goes with a size, bits or a type to be like: name one of them, too")
-        if self.like is not None and self.like not in STOCK:
-            raise InputError(f"{self.like!r} is no type of llama-quantize's{nearest(self.like, STOCK)}")
+        if self.like is not None and self.like not in GgufChoices.stock:
+            raise InputError(f"{self.like!r} is no type of llama-quantize's{nearest(self.like, GgufChoices.stock)}")
         for name in self.formats:
             if name not in FORMATS:
                 raise InputError(f"{name!r} is no format{nearest(name, list(FORMATS))}")
@@ -74,7 +71,7 @@ class Request:
         """Bytes of the whole GGUF at most; 0 where none is named. Raises InputError for fewer than it can have."""
         if self.is_open:
             return 0
-        least = smallest_file(study)
+        least = study.least
         budget = self.size or int((self.bits or 0) * study.parameters / 8) or study.stock_bytes(self.like or "")
         if budget < least:
             bits = f"{8 * least / study.parameters:.2f} bits per parameter"
@@ -116,13 +113,6 @@ def _type_elsewhere(fmt: Format, tier: Tier, tensors: Sequence[Tensor]) -> str:
             natives = {fmt.native_type(tensor, Tier(tier.name, bits))[0] for tensor in tensors}
             return natives.pop()
     raise PlanError(f"{fmt.name} has no type of {tier.bits} bits and more that every tensor can take")
-
-
-def smallest_file(study: Study) -> int:
-    """Bytes of the smallest GGUF that there can be of a model, without an imatrix's name in its header."""
-    types = {group.name: min(types_of(group), key=lambda native: group_bytes(group, native)) for group in study.groups}
-    made = study.plan(types, "n" * LONGEST_NAME)
-    return file_bytes(Job(made.formats[0], made))
 
 
 def tag_of(budget: int) -> str:

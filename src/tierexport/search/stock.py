@@ -9,9 +9,6 @@ from pathlib import Path
 from tierexport.base.errors import PlanError
 from tierexport.base.records import Imatrix
 
-STOCK = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL")
-"""File types of llama-quantize that embedding models are offered in."""
-
 
 def quantize_stock(fp32: Path, native: str, imatrix: Imatrix, out: Path) -> None:
     """What llama-quantize makes of a file with this importance, by the llama.cpp that llama-cpp-python carries.

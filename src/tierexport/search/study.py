@@ -14,15 +14,13 @@ from tierexport.base import archive
 from tierexport.base.errors import InputError
 from tierexport.base.files import write_whole
 from tierexport.base.progress import stage
-from tierexport.base.records import Imatrix, Text, bits_per_parameter
+from tierexport.base.records import NO_IMATRIX, Imatrix, Text, bits_per_parameter
 from tierexport.base.stages import Stages, stage_key
 from tierexport.base.workers import HERE, Workers, check_keys
 from tierexport.datasets.calibration import every_text, spread, texts_digest
-from tierexport.formats import formats_of
+from tierexport.formats import format_named, formats_of
 from tierexport.formats.export import export, round_by_layers, tunable_of
 from tierexport.formats.gguf.convert import converted
-from tierexport.formats.gguf.format import Gguf
-from tierexport.formats.gguf.write import Unquantized, file_bytes
 from tierexport.formats.job import Job
 from tierexport.formats.protocol import Reader
 from tierexport.model.batches import within
@@ -38,9 +36,9 @@ from tierexport.search import recipes
 from tierexport.search.allocate import Budget, allocate, least_price
 from tierexport.search.effects import Choice, Effects, Option
 from tierexport.search.found import Found
-from tierexport.search.groups import Group, group_bytes, groups_of, types_of
+from tierexport.search.groups import Group, groups_of
 from tierexport.search.stock import quantize_stock
-from tierexport.search.times import UNIT, Times, time_of, times_of
+from tierexport.search.times import Times, time_of, times_of
 from tierexport.search.trial import TrialModel
 
 if TYPE_CHECKING:
@@ -63,21 +61,22 @@ LONGEST_TEXT = 300
 
 
 class Study:
-    """A model with all that trials on it need; what is slow is computed at first use."""
+    """A model in a layout of a format, with all that trials on it need; what is slow is computed at first use."""
 
-    def __init__(self, model: str, workers: Workers = HERE) -> None:
-        """`workers`: what runs trials."""
-        self.format, self.workers = Gguf(), workers
+    def __init__(self, model: str, workers: Workers = HERE, fmt: str = "gguf", layout: int = 0) -> None:
+        """`workers`: what runs trials. `layout`: which of the format's choices."""
+        self.format, self.workers, self.layout = format_named(fmt), workers, layout
+        self.choices = self.format.choices[layout]
         self.model = str(Path(model).resolve()) if Path(model).is_dir() else model
         with stage("Looking at the model"):
             self.source = open_source(self.model)
             self.tensors = self.format.tensors(self.source)
-        self.groups = groups_of(self.tensors)
+        self.groups = groups_of(self.tensors, self.choices)
         self.parameters = sum(tensor.parameters for tensor in self.tensors)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to a worker, it is opened there."""
-        return Study, (self.model,)
+        return Study, (self.model, HERE, self.format.name, self.layout)
 
     def best(self, budget: int, out: Path, max_time: float | None = None) -> Found:
         """The best recipe for a budget of bytes, and of time, as `within` says, written to `out`.
@@ -88,14 +87,15 @@ class Study:
         types = types_in(choice)
         size, expected = self.size(choice), self.effects.predicted(choice)
         took = None if max_time is None else sum(self.time(group, choice[group.name]) for group in self.groups)
-        within_time = "" if took is None else f" and {took:.2f} of the time of {UNIT} where it was found"
-        said = f"{MARK} {budget:,} bytes of GGUF{within_time}; predicted loss (1 - cosine) {expected:.6f}"
-        write_whole(out, tomli_w.dumps(recipes.document(out.stem, said, self.model, types, self.groups)))
+        within_time = "" if took is None else f" and {took:.2f} of the time of {self.choices.unit} where it was found"
+        kind = self.format.title.removeprefix("the ")
+        said = f"{MARK} {budget:,} bytes of {kind}{within_time}; predicted loss (1 - cosine) {expected:.6f}"
+        write_whole(out, tomli_w.dumps(self.document(types, out.stem, said)))
         return Found(out, size, bits_per_parameter(size, self.parameters), expected, types, time=took)
 
     def within(self, budget: int, max_time: float | None = None) -> Choice:
         """The options of least predicted loss whose file takes at most `budget` bytes and, where that is named, `max_time` of
-        the time that llama.cpp takes with one of Q8_0. Raises InputError.
+        the time that one of `choices.unit` takes. Raises InputError.
         """
         if budget < self.smallest:
             raise InputError(f"{budget:,} bytes are too few: with every tensor at its smallest type it takes {self.smallest:,}")
@@ -108,21 +108,24 @@ class Study:
         if (found := allocate(self.effects, spent)) is None:
             least = least_price(self.effects, spent, 1)
             raise InputError(
-                f"no file of {budget:,} bytes takes {max_time:g} of the time of {UNIT} on this machine: "
+                f"no file of {budget:,} bytes takes {max_time:g} of the time of {self.choices.unit} on this machine: "
                 f"the fastest takes {least:.2f}"
             )
         return found
 
     def time(self, group: Group, option: Option) -> float:
-        """What a group at an option adds to the time that llama.cpp takes, as a share of that of a file of Q8_0."""
+        """What a group at an option adds to the time that a file takes, as a share of that of one of `choices.unit`."""
         return time_of(group, option, self.groups, self.times)
 
     @functools.cached_property
     def times(self) -> Times:
-        """The time of every type that a group may get."""
+        """The time of every type that a group may get. Raises InputError where types are not timed."""
+        if self.choices.unit is None:
+            raise InputError(f"a time is that of a GGUF in llama.cpp: types of {self.format.name} are not timed")
         natives = sorted({option.native for _, option in self.effects.rows})
         texts = [text.text for text in self.texts]
-        return times_of(self.groups, natives, self._plainly_rounded, texts, source_stages(self.source))
+        stages = source_stages(self.source)
+        return times_of(self.groups, natives, self.choices.unit, self._plainly_rounded, texts, stages)
 
     def _plainly_rounded(self, types: Mapping[str, str], path: Path) -> Reader:
         """A file with these types by group, rounded to the nearest, open."""
@@ -131,21 +134,27 @@ class Study:
         return self.format.open(path, "cpu")
 
     def size(self, choice: Choice) -> int:
-        """Bytes of the GGUF, its recipe's name being of the longest kind."""
+        """Bytes of the file, its recipe's name being of the longest kind."""
         return self.fixed + sum(option.bytes for option in choice.values())
 
     @functools.cached_property
     def fixed(self) -> int:
         """Bytes that no choice changes: the header with a long name, and the tensors that stay unquantized."""
-        types = {group.name: types_of(group)[0] for group in self.groups}
-        made = self.plan(types, "n" * LONGEST_NAME)
-        whole = file_bytes(Job(made.formats[0], made, self.imatrix))
-        return whole - sum(group_bytes(group, types[group.name]) for group in self.groups)
+        return self._least_bytes(self.imatrix) - sum(group.bytes[group.smallest] for group in self.groups)
+
+    @property
+    def least(self) -> int:
+        """Bytes of the smallest file that there can be, without an imatrix's name in its header; measures nothing."""
+        return self._least_bytes(NO_IMATRIX)
+
+    def _least_bytes(self, imatrix: Imatrix) -> int:
+        made = self.plan(self._least, "n" * LONGEST_NAME)
+        return self.choices.file_bytes(Job(made.formats[0], made, imatrix))
 
     @property
     def smallest(self) -> int:
         """Bytes with every group at its smallest type."""
-        return self.fixed + sum(min(option.bytes for option in options) for options in self.effects.options.values())
+        return self.fixed + sum(group.bytes[group.smallest] for group in self.groups)
 
     @property
     def largest(self) -> int:
@@ -153,19 +162,19 @@ class Study:
         return self.fixed + sum(max(option.bytes for option in options) for options in self.effects.options.values())
 
     def shipped(self, recipe: Recipe) -> Plan:
-        """What a shipped recipe makes of this model as a GGUF."""
-        alone = replace(recipe, formats=("gguf",))
+        """What a shipped recipe makes of this model in this format."""
+        alone = replace(recipe, formats=(self.format.name,))
         return make_plan(alone, self.source, formats_of(alone))
 
     def as_built(self, made: Plan) -> "SentenceTransformer":
-        """The model with the weights that a build of a plan would store in its GGUF."""
+        """The model with the weights that a build of a plan would store."""
         job, model = Job(made.formats[0], made, self.imatrix), open_model(self.source)
         with tempfile.TemporaryDirectory() as scratch:
             round_by_layers(self.format, job, model, Stages(Path(scratch)), "")
         return model
 
     def built(self, made: Plan, folder: Path) -> Path:
-        """The GGUF of a plan as a build writes it, in `folder`."""
+        """The file or folder of a plan as a build writes it, in `folder`."""
         return export(self.format, Job(made.formats[0], made, self.imatrix), folder).path
 
     def stock(self, native: str, folder: Path) -> Path:
@@ -181,13 +190,22 @@ class Study:
 
     def plan(self, types: Mapping[str, str], name: str) -> Plan:
         """The plan of a recipe with these types by group."""
-        recipe = parse_recipe(recipes.document(name, "a trial", self.model, types, self.groups), Path())
+        recipe = parse_recipe(self.document(types, name, "a trial"), Path())
         return make_plan(recipe, self.source, formats_of(recipe))
+
+    def document(self, types: Mapping[str, str], name: str, description: str) -> dict[str, Any]:
+        """A recipe with these types by group."""
+        return recipes.document(name, description, self.model, types, self.groups, self.format.name, self.choices)
+
+    @property
+    def _least(self) -> dict[str, str]:
+        """Every group at its smallest type."""
+        return {group.name: group.smallest for group in self.groups}
 
     @functools.cached_property
     def imatrix(self) -> Imatrix:
         """The importance that a build of any recipe would measure."""
-        made = self.plan({group.name: types_of(group)[0] for group in self.groups}, "importance")
+        made = self.plan(self._least, "importance")
         return self.format.calibrated(made.formats[0], made)
 
     @functools.cached_property
@@ -212,7 +230,7 @@ class Study:
         """The fp32 model over some texts."""
         imatrix, grouped = self.imatrix, [tensor for group in self.groups for tensor in group.tensors]
         with stage("Opening fp32"):
-            return TrialModel(open_model(self.source), texts, grouped, imatrix, Unquantized(self.source))
+            return TrialModel(open_model(self.source), texts, grouped, imatrix, self.choices, self.choices.fp32(self.source))
 
     @functools.cached_property
     def effects(self) -> Effects:
@@ -243,13 +261,14 @@ class Study:
     def _effects_key(self) -> str:
         """What the effects depend on."""
         read = [texts_digest(each, "builtin") for each in (self.texts, self._read)]
-        return stage_key("tierexport.search.measure", read, self.imatrix.dataset, archive.tools())
+        code = ("tierexport.search.measure", *self.choices.code)
+        return stage_key(code, read, self.choices.settings, self.imatrix.dataset, archive.tools())
 
     def _calibrated(self) -> "Calibrated":
         """What rounding takes of the model, as a build would."""
         from tierexport.search.measure import Calibrated
 
-        made, model = self.plan({group.name: types_of(group)[0] for group in self.groups}, "rounding"), open_model(self.source)
+        made, model = self.plan(self._least, "rounding"), open_model(self.source)
         return Calibrated(model, self._read, frozenset(tunable_of(self.format, Job(made.formats[0], made), model)))
 
 

@@ -1,6 +1,6 @@
 """The running fp32 model with some weights rounded, and what that does to its pooled vectors.
 
-A weight is replaced by the values that its GGUF type would leave of it, so nothing is written and a
+A weight is replaced by the values that its native type would leave of it, so nothing is written and a
 trial takes one pass over the texts.
 """
 
@@ -9,18 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 
 from tierexport.base.errors import PlanError
 from tierexport.base.records import Floats, Imatrix, Tensor, Text
 from tierexport.base.workers import on_cores
-from tierexport.formats.gguf import ggml
+from tierexport.formats.choices import Choices
 from tierexport.metrics.similarity import cosines, normalized
 from tierexport.model.batches import Batch, batches, original_order, prompted
 from tierexport.model.placement import RowPlacement, parameters_of, row_placements
-from tierexport.quantize.floor import floored
 
 if TYPE_CHECKING:
     import torch
@@ -28,13 +26,13 @@ if TYPE_CHECKING:
 
 
 Rows = Mapping[str, "torch.Tensor"]
-"""New values of GGUF tensors, by name: float32, as `Tensor.shape`."""
+"""New values of tensors, by name: float32, as `Tensor.shape`."""
 
 
 class TrialModel:
     """A model, texts, and the vectors that the unchanged model makes of them, float32 (texts, dimensions).
 
-    `parameters`: all of the model's, by name; `places`: where in them the rows of each GGUF tensor lie.
+    `parameters`: all of the model's, by name; `places`: where in them the rows of each tensor lie.
     """
 
     def __init__(
@@ -43,12 +41,13 @@ class TrialModel:
         texts: Sequence[Text],
         tensors: Iterable[Tensor],
         imatrix: Imatrix,
+        choices: Choices,
         unquantized: Mapping[str, Floats],
     ) -> None:
-        """`unquantized`: the values of GGUF tensors in fp32. Raises PlanError where one of `tensors` can't be found in the
-        model.
+        """`choices`: how tensors are rounded; `unquantized`: its `fp32`. Raises PlanError where one of `tensors` can't be found
+        in the model.
         """
-        self.model, self._imatrix = model, imatrix
+        self.model, self.choices, self._imatrix = model, choices, imatrix
         self.parameters = _parameters(model)
         self.places = _places(self.parameters, list(tensors), unquantized)
         self._batches = list(batches(model, prompted(model.prompts, texts)))
@@ -102,7 +101,7 @@ class TrialModel:
         return 1 - cosines(self.reference, vectors)
 
     def moves(self, rows: Rows, biases: "Mapping[str, torch.Tensor] | None" = None, block: int | None = None) -> Floats:
-        """How each text's vector, of unit length, moves with these values of GGUF tensors, and of biases by their parameters'
+        """How each text's vector, of unit length, moves with these values of tensors, and of biases by their parameters'
         names: float32 (texts, dimensions). `block`: that by which their inputs are rounded, too, where they are.
         """
         with self.holding({**self.put(rows), **(biases or {})}), self._inputs_rounded(rows, block):
@@ -126,7 +125,7 @@ class TrialModel:
             yield
 
     def rows(self, tensor: str) -> "torch.Tensor":
-        """The values of a GGUF tensor as the model has them now."""
+        """The values of a tensor as the model has them now."""
         places = self.places[tensor]
         first = self.parameters[places[0].parameter].data
         found: torch.Tensor = first.new_empty(sum(len(place.rows) for place in places), *first.shape[1:])
@@ -135,7 +134,7 @@ class TrialModel:
         return found
 
     def put(self, rows: Rows) -> "dict[str, torch.Tensor]":
-        """The parameters that hold these values of GGUF tensors, by name."""
+        """The parameters that hold these values of tensors, by name."""
         found: dict[str, torch.Tensor] = {}
         for tensor, values in rows.items():
             for place in self.places[tensor]:
@@ -143,10 +142,10 @@ class TrialModel:
         return found
 
     def nearest(self, tensor: str, native: str) -> "torch.Tensor":
-        """What rounding a GGUF tensor to nearest leaves of it."""
+        """What rounding a tensor to nearest leaves of it."""
         import torch
 
-        return torch.from_numpy(_rounded(self.rows(tensor).numpy(), native, self._imatrix.means.get(tensor)))
+        return torch.from_numpy(self.choices.nearest(self.rows(tensor).numpy(), native, self._imatrix.means.get(tensor)))
 
     @contextmanager
     def rounded(self, types: Mapping[str, str]) -> Iterator[None]:
@@ -165,14 +164,6 @@ class TrialModel:
         finally:
             for name, each in before.items():
                 self.parameters[name].data = each
-
-
-def _rounded(values: Floats, native: str, means: Floats | None) -> Floats:
-    """What rounding to nearest at a GGUF type leaves of values, of the same shape; `means`: importance, (columns,)."""
-    kind = gguf.GGMLQuantizationType[native]
-    raw = np.concatenate(list(ggml.quantize(values, kind, None if means is None else floored(means))))
-    found: Floats = gguf.quants.dequantize(raw, kind).astype(np.float32).reshape(values.shape)
-    return found
 
 
 def _parameters(model: "SentenceTransformer") -> dict[str, Any]:
@@ -198,7 +189,8 @@ def _places(
             where = zip(named[tensor.name], starts, rows, strict=False)
             found[tensor.name] = [RowPlacement(list(range(at, at + n)), name, list(range(n))) for name, at, n in where]
             continue
-        found[tensor.name] = row_placements(unquantized[tensor.name].reshape(tensor.shape), matrices)
-        if sum(len(place.rows) for place in found[tensor.name]) < tensor.shape[0]:
+        if tensor.name in unquantized:
+            found[tensor.name] = row_placements(unquantized[tensor.name].reshape(tensor.shape), matrices)
+        if sum(len(place.rows) for place in found.get(tensor.name, ())) < tensor.shape[0]:
             raise PlanError(f"{tensor.name} can't be found in the running model, so its sensitivity can't be measured")
     return found

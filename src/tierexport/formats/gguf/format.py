@@ -10,8 +10,10 @@ from tierexport.base.errors import PlanError
 from tierexport.base.listing import ListedFile, Listing
 from tierexport.base.packaged import packaged_text
 from tierexport.base.records import Floats, Imatrix, Source, Tensor
+from tierexport.formats.choices import Choices
 from tierexport.formats.gguf import calibrate, types, write
 from tierexport.formats.gguf.carried import OTHER_FORMAT, refuse_more_tokens_than_rows, refuse_what_is_lost
+from tierexport.formats.gguf.choices import GgufChoices
 from tierexport.formats.gguf.convert import converted, has_dense, read_layout
 from tierexport.formats.gguf.header import read_gguf_header
 from tierexport.formats.gguf.inspect import inspect_gguf, split_parts
@@ -19,8 +21,6 @@ from tierexport.formats.gguf.worker_client import Worker
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection
 from tierexport.formats.job import Job, Progress
-from tierexport.model.roles import UNQUANTIZED_ROLE
-from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.quantize.targets import Rounded, Target
 from tierexport.recipe.plan import Plan
 from tierexport.recipe.planned import FormatPlan
@@ -43,6 +43,7 @@ class Gguf:
     writer: tuple[str, ...] = ("tierexport.formats.gguf.write",)
     reader: tuple[str, ...] = ("tierexport.formats.gguf.worker", "tierexport.formats.gguf.worker_client")
     converted_by_others = True
+    choices: tuple[Choices, ...] = (GgufChoices(),)
 
     def __init__(self, recipe: Recipe | None = None) -> None:
         del recipe  # a GGUF has no settings of its own
@@ -64,12 +65,8 @@ class Gguf:
         return types.native_type(tensor, tier)
 
     def takes_feedback(self, tensor: Tensor, native: str) -> bool:
-        """Whether it is a matrix of a layer or a table of tokens, and the type is one that codes are packed for; at 8 bits a
-        table loses next to nothing.
-        """
-        if native not in GGUF_GRIDS or tensor.role == UNQUANTIZED_ROLE or len(tensor.shape) != 2:
-            return False
-        return tensor.layer is not None or (tensor.role == "token_embeddings" and native != "Q8_0")
+        """Whether error feedback makes its codes; `types.takes_feedback`."""
+        return types.takes_feedback(tensor, native)
 
     def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Rows times bytes per row."""

@@ -7,6 +7,8 @@ import gguf
 from tierexport.base.errors import PlanError
 from tierexport.base.records import Tensor
 from tierexport.formats.gguf import ggml
+from tierexport.model.roles import UNQUANTIZED_ROLE
+from tierexport.quantize.grids import GGUF_GRIDS
 from tierexport.recipe.schema import Tier
 
 NATIVE_OF_BITS: Mapping[int, tuple[str, ...]] = {
@@ -56,6 +58,15 @@ def native_type(tensor: Tensor, tier: Tier) -> tuple[str, str]:
     if fallback and fits(tensor, fallback):
         return fallback, f"fallback: {wanted[0]} does not fit"
     raise PlanError(_misfit(tensor, tier, wanted[0]))
+
+
+def takes_feedback(tensor: Tensor, native: str) -> bool:
+    """Whether it is a matrix of a layer or a table of tokens, and the type is one that codes are packed for; at 8 bits a table
+    loses next to nothing.
+    """
+    if native not in GGUF_GRIDS or tensor.role == UNQUANTIZED_ROLE or len(tensor.shape) != 2:
+        return False
+    return tensor.layer is not None or (tensor.role == "token_embeddings" and native != "Q8_0")
 
 
 def tensor_bytes(tensor: Tensor, native: str) -> int:

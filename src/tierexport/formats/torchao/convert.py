@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tierexport.base.errors import PlanError
+from tierexport.formats.torchao.int4 import plain
 from tierexport.formats.torchao.pack import pack_int4
 from tierexport.formats.torchao.types import DYNAMIC
 from tierexport.recipe.schema import TorchaoSettings
@@ -50,12 +51,27 @@ def quantize(module: Any, native: str, config: Any, settings: TorchaoSettings) -
     quantize_(module, config, filter_fn=lambda *_: True)
 
 
+def nearest(weight: torch.Tensor, native: str, settings: TorchaoSettings) -> torch.Tensor:
+    """What torchao's rounding to one of its types leaves of a matrix, float32 (rows, columns)."""
+    rows, columns = weight.shape
+    alone: Any = torch.nn.Linear(columns, rows, bias=False)
+    alone.weight = torch.nn.Parameter(weight, requires_grad=False)
+    quantize(alone, native, config_of(native, settings), settings)
+    return plain(alone.weight).detach()
+
+
 def to_half(module: Any, parameter: str, name: str) -> None:
     """Keep a parameter of a module in fp16. Raises PlanError for values beyond its range."""
-    half = getattr(module, parameter).detach().half()
+    half = halved(getattr(module, parameter).detach(), name)
+    setattr(module, parameter, torch.nn.Parameter(half, requires_grad=False))
+
+
+def halved(values: torch.Tensor, name: str) -> torch.Tensor:
+    """The values of a tensor in fp16. Raises PlanError for some beyond its range."""
+    half = values.half()
     if not torch.isfinite(half).all():
         raise PlanError(f"{name} has values beyond fp16's range: give its tier 32 bits")
-    setattr(module, parameter, torch.nn.Parameter(half, requires_grad=False))
+    return half
 
 
 def pattern(names: list[str]) -> str:

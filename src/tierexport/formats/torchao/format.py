@@ -18,10 +18,12 @@ from tierexport.artifact.manifest import RecipeEntry
 from tierexport.base.listing import ListedFile, Listing
 from tierexport.base.packaged import packaged_text
 from tierexport.base.records import NO_IMATRIX, Floats, Imatrix, Source, Tensor
+from tierexport.formats.choices import Choices
 from tierexport.formats.header import Room
 from tierexport.formats.inspection import Inspection
 from tierexport.formats.job import Job, Progress
 from tierexport.formats.torchao import types
+from tierexport.formats.torchao.choices import TorchaoChoices
 from tierexport.formats.torchao.header import read_safetensors_header
 from tierexport.formats.torchao.inspect import inspect_safetensors, same_model
 from tierexport.formats.torchao.layout import read_tensors
@@ -47,6 +49,7 @@ class Torchao:
     writer: tuple[str, ...] = ("tierexport.formats.torchao.write",)
     reader: tuple[str, ...] = ("tierexport.formats.torchao.reader",)
     converted_by_others = False
+    choices: tuple[Choices, ...] = tuple(TorchaoChoices(TorchaoSettings(layout)) for layout in ("portable", "packed"))
 
     def __init__(self, recipe: Recipe | None = None) -> None:
         self.layout = recipe.torchao if recipe else TorchaoSettings()
@@ -60,9 +63,8 @@ class Torchao:
         return types.native_type(tensor, tier, self.layout)
 
     def takes_feedback(self, tensor: Tensor, native: str) -> bool:
-        """Whether it is a matrix of a layer or a table of tokens, at 4 bits."""
-        in_turn = tensor.layer is not None or tensor.role == "token_embeddings"
-        return native == "int4" and in_turn and len(tensor.shape) == 2
+        """Whether error feedback makes its codes; `types.takes_feedback`."""
+        return types.takes_feedback(tensor, native)
 
     def tensor_bytes(self, tensor: Tensor, native: str) -> int:
         """Codes, scales and zero points, as safetensors holds them."""

@@ -26,10 +26,10 @@ def native_type(tensor: Tensor, tier: Tier, settings: TorchaoSettings) -> tuple[
     for name in (wanted, fallback or wanted):
         if name not in NATIVE_TYPES:
             raise PlanError(f"tiers.{tier.name}: {name!r} is no torchao type: {known}")
-    problem = _misfit(tensor, wanted, settings)
+    problem = misfit(tensor, wanted, settings)
     if problem is None:
         return wanted, ""
-    if fallback and _misfit(tensor, fallback, settings) is None:
+    if fallback and misfit(tensor, fallback, settings) is None:
         return fallback, f"fallback: {problem}"
     raise PlanError(
         f"{tensor.name} of shape {tensor.shape} can't take {wanted}: {problem}. Name another type in "
@@ -41,6 +41,12 @@ def _of_bits(tensor: Tensor, bits: int, settings: TorchaoSettings) -> str | None
     """The type that bits stand for. Outside of layers, inputs stay as they are: there is little to gain."""
     native = NATIVE_OF_BITS.get(bits)
     return DYNAMIC if native == "int8" and settings.layout == "fast" and tensor.layer is not None else native
+
+
+def takes_feedback(tensor: Tensor, native: str) -> bool:
+    """Whether it is a matrix of a layer or a table of tokens, at 4 bits."""
+    in_turn = tensor.layer is not None or tensor.role == "token_embeddings"
+    return native == "int4" and in_turn and len(tensor.shape) == 2
 
 
 def tensor_bytes(tensor: Tensor, native: str, settings: TorchaoSettings) -> int:
@@ -56,7 +62,7 @@ def tensor_bytes(tensor: Tensor, native: str, settings: TorchaoSettings) -> int:
     return values + groups * ((2 if packed else 4) + 1) + smoothing
 
 
-def _misfit(tensor: Tensor, native: str, settings: TorchaoSettings) -> str | None:
+def misfit(tensor: Tensor, native: str, settings: TorchaoSettings) -> str | None:
     """Why a tensor can't take a type, or None."""
     if native == DYNAMIC and settings.layout != "fast":
         return f'torchao.layout = "{settings.layout}" multiplies no integers, "fast" does'

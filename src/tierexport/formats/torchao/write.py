@@ -9,8 +9,7 @@ import torch
 from tierexport.base.files import write_json, write_whole, writing
 from tierexport.base.records import Floats
 from tierexport.formats.job import Job, Progress
-from tierexport.formats.torchao.convert import config_of, declare, pattern, quantize, to_half
-from tierexport.formats.torchao.int4 import plain
+from tierexport.formats.torchao.convert import config_of, declare, halved, nearest, pattern, quantize, to_half
 from tierexport.formats.torchao.pack import store
 from tierexport.formats.torchao.smooth import inputs_of, store_smoothed
 from tierexport.formats.torchao.tidy import state_dtype, tidy
@@ -32,26 +31,20 @@ def targets(job: Job) -> list[Target]:
     """The matrices of a plan as rounding layer by layer sees them."""
     settings = job.recipe.torchao
     parameters = dict(open_model(job.source).transformers_model.named_parameters())
-    configs = {native: config_of(native, settings) for native in QUANTIZED}
 
     def target(row: PlannedTensor) -> Target:
         def values() -> Floats:
             found: Floats = parameters[row.tensor.name].detach().numpy()
             return found
 
-        def nearest() -> Floats:
-
-            rows, columns = row.tensor.shape
-            alone = torch.nn.Linear(columns, rows, bias=False)
-            alone.weight = parameters[row.tensor.name]
-            if row.type == "float16":
-                to_half(alone, "weight", row.tensor.name)
-            else:
-                quantize(alone, row.type, configs[row.type], settings)
-            return plain(alone.weight).detach().numpy()
+        def rounded() -> Floats:
+            weight = parameters[row.tensor.name].detach()
+            half = row.type == "float16"
+            found: Floats = (halved(weight, row.tensor.name).float() if half else nearest(weight, row.type, settings)).numpy()
+            return found
 
         grid = int4_grid(settings.group_size, settings.layout) if row.rounding != "nearest" else None
-        return Target(row.tensor, values, nearest, grid)
+        return Target(row.tensor, values, rounded, grid)
 
     quantized = (row for row in job.plan.rows if row.type != "float32" and row.tensor.role != UNQUANTIZED_ROLE)
     return [target(row) for row in quantized if row.tensor.name in parameters and len(row.tensor.shape) == 2]
