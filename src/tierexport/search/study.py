@@ -87,7 +87,7 @@ class Study:
         types = types_in(choice)
         size, expected = self.size(choice), self.effects.predicted(choice)
         took = None if max_time is None else sum(self.time(group, choice[group.name]) for group in self.groups)
-        within_time = "" if took is None else f" and {took:.2f} of the time of {self.choices.unit} where it was found"
+        within_time = "" if took is None else f" and {took:.2f} of the time of {self.unit} where it was found"
         kind = self.format.title.removeprefix("the ")
         said = f"{MARK} {budget:,} bytes of {kind}{within_time}; predicted loss (1 - cosine) {expected:.6f}"
         write_whole(out, tomli_w.dumps(self.document(types, out.stem, said)))
@@ -95,8 +95,9 @@ class Study:
 
     def within(self, budget: int, max_time: float | None = None) -> Choice:
         """The options of least predicted loss whose file takes at most `budget` bytes and, where that is named, `max_time` of
-        the time that one of `choices.unit` takes. Raises InputError.
+        the time that one of `unit` takes. Raises InputError.
         """
+        unit = None if max_time is None else self.unit
         if budget < self.smallest:
             raise InputError(f"{budget:,} bytes are too few: with every tensor at its smallest type it takes {self.smallest:,}")
         prices, limits = [[float(option.bytes) for _, option in self.effects.rows]], [float(budget - self.fixed)]
@@ -108,24 +109,28 @@ class Study:
         if (found := allocate(self.effects, spent)) is None:
             least = least_price(self.effects, spent, 1)
             raise InputError(
-                f"no file of {budget:,} bytes takes {max_time:g} of the time of {self.choices.unit} on this machine: "
+                f"no file of {budget:,} bytes takes {max_time:g} of the time of {unit} on this machine: "
                 f"the fastest takes {least:.2f}"
             )
         return found
 
     def time(self, group: Group, option: Option) -> float:
-        """What a group at an option adds to the time that a file takes, as a share of that of one of `choices.unit`."""
+        """What a group at an option adds to the time that a file takes, as a share of that of one of `unit`."""
         return time_of(group, option, self.groups, self.times)
+
+    @property
+    def unit(self) -> str:
+        """The type whose file's time is 1. Raises InputError where types are not timed."""
+        if self.choices.unit is None:
+            raise InputError(f"a time is that of a GGUF in llama.cpp: types of {self.format.name} are not timed")
+        return self.choices.unit
 
     @functools.cached_property
     def times(self) -> Times:
-        """The time of every type that a group may get. Raises InputError where types are not timed."""
-        if self.choices.unit is None:
-            raise InputError(f"a time is that of a GGUF in llama.cpp: types of {self.format.name} are not timed")
+        """The time of every type that a group may get."""
         natives = sorted({option.native for _, option in self.effects.rows})
         texts = [text.text for text in self.texts]
-        stages = source_stages(self.source)
-        return times_of(self.groups, natives, self.choices.unit, self._plainly_rounded, texts, stages)
+        return times_of(self.groups, natives, self.unit, self._plainly_rounded, texts, source_stages(self.source))
 
     def _plainly_rounded(self, types: Mapping[str, str], path: Path) -> Reader:
         """A file with these types by group, rounded to the nearest, open."""
@@ -140,7 +145,7 @@ class Study:
     @functools.cached_property
     def fixed(self) -> int:
         """Bytes that no choice changes: the header with a long name, and the tensors that stay unquantized."""
-        return self._least_bytes(self.imatrix) - sum(group.bytes[group.smallest] for group in self.groups)
+        return self.smallest - sum(group.bytes[group.smallest] for group in self.groups)
 
     @property
     def least(self) -> int:
@@ -151,10 +156,10 @@ class Study:
         made = self.plan(self._least, "n" * LONGEST_NAME)
         return self.choices.file_bytes(Job(made.formats[0], made, imatrix))
 
-    @property
+    @functools.cached_property
     def smallest(self) -> int:
         """Bytes with every group at its smallest type."""
-        return self.fixed + sum(group.bytes[group.smallest] for group in self.groups)
+        return self._least_bytes(self.imatrix)
 
     @property
     def largest(self) -> int:
