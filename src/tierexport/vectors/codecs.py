@@ -179,8 +179,8 @@ class Codec:
         for rows in _chunks(len(vectors)):
             values = self._taken(vectors[rows])
             if not self._is_plain:
-                values, to_unit = self._prepared(_scaled(values, to_unit, rows.start)), False
-            _refuse(code_rows(plain(values), to_unit, *self._coding, found[rows]), rows.start)
+                values = self._prepared(_scaled(values, to_unit, rows.start))
+            _refuse(code_rows(plain(values), to_unit and self._is_plain, *self._coding, found[rows]), rows.start)
         return found
 
     @property
