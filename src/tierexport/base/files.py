@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tierexport.base.errors import MachineError, TierexportError
 from tierexport.base.sizes import shown_size
@@ -71,17 +71,27 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a small file so that it is either the old one or the new one, never a part."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` once all is written: that is either the old one or the new one, never
+    a part.
+    """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            with partial.open("wb") as file:
+                yield file
             sync(partial)
             partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file, whole or not at all."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -24,8 +24,9 @@ class StoredTexts(Sequence[str]):
             for text in texts:
                 lengths.append(self._file.write(text.encode()))
             self._file.flush()
-        self._lengths: npt.NDArray[np.int64] = np.array(lengths, np.int64)
-        self._starts: npt.NDArray[np.int64] = np.cumsum(self._lengths) - self._lengths
+        self._lengths: npt.NDArray[np.int64] = np.asarray(lengths, np.int64)
+        self._starts: npt.NDArray[np.int64] = np.cumsum(self._lengths)
+        self._starts -= self._lengths
 
     def chosen(self, rows: npt.NDArray[np.bool_]) -> "StoredTexts":
         """The selected texts, bool (texts,), in the same file."""

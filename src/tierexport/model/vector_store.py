@@ -62,7 +62,7 @@ class VectorStore:
 
 def open_encoded(folder: Path) -> Encoded:
     """The files of a VectorStore, mapped into memory."""
-    lengths = np.fromfile(folder / "lengths", np.int64)
+    lengths = _mapped(folder / "lengths", np.dtype(np.int64))
     return Encoded(
         lengths=lengths,
         tokens=_mapped(folder / "tokens", np.dtype(np.int32)),
@@ -78,5 +78,8 @@ def _mapped(path: Path, dtype: "np.dtype[Any]") -> "npt.NDArray[Any]":
 
 def not_finite(found: Encoded) -> npt.NDArray[np.int64]:
     """Rows of vectors that hold NaN or infinity, int64; read in chunks, for the vectors may be a memory map."""
-    chunks = [~np.isfinite(read_rows(found.vectors, rows)).all(1) for rows in blocks(len(found.vectors), BLOCK_ROWS)]
-    return np.flatnonzero(np.concatenate(chunks)) if chunks else np.zeros(0, np.int64)
+    chunks = (
+        rows.start + np.flatnonzero(~np.isfinite(read_rows(found.vectors, rows)).all(1))
+        for rows in blocks(len(found.vectors), BLOCK_ROWS)
+    )
+    return np.concatenate([np.zeros(0, np.int64), *chunks])

@@ -18,6 +18,7 @@ import numpy as np
 
 from tierexport.base.errors import VectorError
 from tierexport.base.records import Floats
+from tierexport.base.tensor_file import Parts
 from tierexport.vectors.arrays import LARGE, Bytes, Codes, Vectors, as_codes, as_floats, plain
 from tierexport.vectors.packing import layout, packed_bytes, unpack
 from tierexport.vectors.tables import Table
@@ -170,18 +171,34 @@ class Codec:
         """
         return self._encoded(vectors, to_unit=self.similarity == "cosine")
 
+    def coded_in_parts(self, vectors: Vectors) -> Parts:
+        """The same, coded as it is asked for, some vectors at a time, so that memory does not grow with their number."""
+        taken, to_unit = _sliced(vectors), self.similarity == "cosine"
+
+        def parts() -> Iterator[Bytes]:
+            for rows in _chunks(len(taken)):
+                part = np.empty((len(taken[rows]), self.bytes), np.uint8)
+                self._code(taken, rows, to_unit, part)
+                yield part
+
+        return Parts((len(taken), self.bytes), np.dtype(np.uint8), parts())
+
     def _encoded(self, vectors: Vectors, to_unit: bool) -> Bytes:
         """Packed codes, uint8 (vectors, bytes); `to_unit`: of vectors that get unit length first."""
+        taken = _sliced(vectors)
+        found = np.empty((len(taken), self.bytes), np.uint8)
+        for rows in _chunks(len(taken)):
+            self._code(taken, rows, to_unit, found[rows])
+        return found
+
+    def _code(self, vectors: Vectors, rows: slice, to_unit: bool, found: Bytes) -> None:
+        """Put the packed codes of some rows into `found`, uint8 (rows, bytes)."""
         from tierexport.vectors.compiled import code_rows
 
-        vectors = vectors if isinstance(vectors, np.ndarray) else as_floats(vectors)
-        found = np.empty((len(vectors), self.bytes), np.uint8)
-        for rows in _chunks(len(vectors)):
-            values = self._taken(vectors[rows])
-            if not self._is_plain:
-                values = self._prepared(_scaled(values, to_unit, rows.start))
-            _refuse(code_rows(plain(values), to_unit and self._is_plain, *self._coding, found[rows]), rows.start)
-        return found
+        values = self._taken(vectors[rows])
+        if not self._is_plain:
+            values = self._prepared(_scaled(values, to_unit, rows.start))
+        _refuse(code_rows(plain(values), to_unit and self._is_plain, *self._coding, found), rows.start)
 
     @property
     def _is_plain(self) -> bool:
@@ -266,6 +283,11 @@ def _scaled(vectors: Floats, to_unit: bool, first: int = 0) -> Floats:
     found = np.empty(vectors.shape, np.float32)
     _refuse(scale_rows(plain(vectors), to_unit, found), first)
     return found
+
+
+def _sliced(vectors: Vectors) -> Any:
+    """Vectors as an array, of any type, of which rows can be taken; nothing is read of a memory map."""
+    return vectors if isinstance(vectors, np.ndarray) else as_floats(vectors)
 
 
 def _refuse(unknown: int, first: int) -> None:

@@ -42,9 +42,9 @@ def encode_texts(model: str, texts: str, codec: Path, kind: str, out: Path, work
     chosen = texts_in(texts, kind)
     encoder = open_encoder(model, workers)
     encoder.check(found)
-    codes = found.coded(encoder.vectors("texts", kind, chosen))
+    codes = found.coded_in_parts(encoder.vectors("texts", kind, chosen))
     write_codec(out, found, codes)
-    return found, len(codes)
+    return found, codes.shape[0]
 
 
 def check_free(out: Path) -> None:

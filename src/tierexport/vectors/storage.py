@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from tierexport.artifact.folder import CODEC
 from tierexport.artifact.manifest import VectorsEntry
 from tierexport.base.errors import VectorError
-from tierexport.base.files import write_whole
 from tierexport.base.libraries import import_faiss
+from tierexport.base.tensor_file import Parts, write_tensors
 from tierexport.vectors.arrays import Bytes
 from tierexport.vectors.codecs import CELLS, Codec
 from tierexport.vectors.packing import check_codes, pack, unpack
@@ -23,8 +22,11 @@ VERSIONS = ("1", "2")
 """What is read. A codec is of the first that can hold it: 2 adds tables of cells and the first dimensions alone."""
 
 
-def write_codec(path: Path, codec: Codec, codes: Bytes | None = None) -> None:
-    """A codec, with the codes that it made of vectors where there are some, written whole or not at all."""
+def write_codec(path: Path, codec: Codec, codes: Bytes | Parts | None = None) -> None:
+    """A codec, with the codes that it made of vectors where there are some, written whole or not at all.
+
+    Codes in parts are never in memory at once.
+    """
     further = {"rotation": codec.rotation, "probe": codec.probe, "codes": codes}
     arrays = cell_arrays(codec) | {name: array for name, array in further.items() if array is not None}
     flags = {"per_vector": codec.per_vector, "asymmetric": codec.asymmetric}
@@ -32,7 +34,7 @@ def write_codec(path: Path, codec: Codec, codes: Bytes | None = None) -> None:
     cut = {} if codec.cut_from is None else {"cut_from": codec.cut_from}
     version = VERSIONS[bool(codec.table or cut)]
     settings = json.dumps({"version": version, "level": codec.level, **flags, **compared, **cut})
-    write_whole(path, save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, {"tierexport.codec": settings}))
+    write_tensors(path, arrays, "tierexport.codec", settings)
 
 
 def read_codec(path: Path | str) -> tuple[Codec, Bytes | None]:
