@@ -2,12 +2,14 @@
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
 from tierexport.base.errors import ArtifactError, MachineError
 from tierexport.base.files import write_whole, writing
+from tierexport.base.locks import locked
 from tierexport.base.outputs import building, making
 from tierexport.base.stages import Stages, stage_key
 
@@ -65,6 +67,19 @@ def test_what_a_killed_stage_left_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "stage" / "unrecorded").write_text("killed between the rename and the record")
     folder = Stages(tmp_path).run("stage", "key", Maker())
     assert [file.name for file in folder.iterdir()] == ["file"]
+
+
+def test_a_stage_that_another_is_at_work_on_is_not_dropped_meanwhile(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    folder = stages.run("stage", "key", Maker())
+    dropping = threading.Thread(target=stages.drop, args=("stage",))
+    with locked(folder):
+        dropping.start()
+        dropping.join(0.3)
+        assert stages.record("stage") is not None
+    dropping.join()
+    assert not folder.exists()
+    stages.drop("stage")  # what is gone already
 
 
 MODULE = "tierexport.base.stages"

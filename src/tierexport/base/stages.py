@@ -75,9 +75,10 @@ class Stages:
         remove(self.root)
 
     def drop(self, name: str) -> None:
-        """Remove a stage and its record, if they are there."""
-        self._record_path(name).unlink(missing_ok=True)
-        remove(self.root / name)
+        """Remove a stage and its record, if they are there; of two processes that do so at once, one waits for the other."""
+        with locked(self.root / name):
+            self._record_path(name).unlink(missing_ok=True)
+            remove(self.root / name)
 
     def _record_path(self, name: str) -> Path:
         return self.root / ".stages" / f"{name}.json"
