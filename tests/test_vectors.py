@@ -1,6 +1,7 @@
 """Codecs: exact packing on any dimension, the same numbers as the libraries that have the level, and search."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,26 @@ def test_the_bits_and_values_of_faiss(level: str) -> None:
     assert np.abs(ours - theirs).max() <= 1  # faiss multiplies where we divide: a value on a border may fall either way
     assert (ours != theirs).mean() < 1e-3
     assert np.allclose(index.reconstruct_n(0, len(vectors)), codec.decode(codec.encode(vectors)), atol=1e-5)
+
+
+@pytest.mark.parametrize("level", ["int8", "int4", "int3", "int2", "trinary"])
+def test_faiss_gets_many_codes_without_a_second_copy(level: str) -> None:
+    """Its own memory is not among what is traced."""
+    codec = codec_of(level, 24)
+
+    def peak(count: int) -> int:
+        vectors = np.random.default_rng(0).uniform(-1, 1, (count, 24)).astype(np.float32)
+        codes = codec.encode(vectors)
+        tracemalloc.start()
+        index = to_faiss(codec, codes)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert np.allclose(index.reconstruct_n(0, count), codec.decode(codes), atol=1e-5)
+        return most
+
+    peak(0)
+    peak(1)  # what is compiled by then is not counted
+    assert peak(40_000) < 1.5 * peak(10_000)
 
 
 def test_binary_in_faiss_is_hamming() -> None:

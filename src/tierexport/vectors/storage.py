@@ -13,6 +13,7 @@ from tierexport.artifact.manifest import VectorsEntry
 from tierexport.base.errors import VectorError
 from tierexport.base.libraries import import_faiss
 from tierexport.base.tensor_file import Parts, write_tensors
+from tierexport.metrics.topk import blocks
 from tierexport.vectors.arrays import Bytes
 from tierexport.vectors.codecs import CELLS, Codec
 from tierexport.vectors.packing import check_codes, pack, unpack
@@ -20,6 +21,9 @@ from tierexport.vectors.tables import Table
 
 VERSIONS = ("1", "2")
 """What is read. A codec is of the first that can hold it: 2 adds tables of cells and the first dimensions alone."""
+
+FAISS_ROWS = 4096
+"""Codes that are laid out for faiss together."""
 
 
 def write_codec(path: Path, codec: Codec, codes: Bytes | Parts | None = None) -> None:
@@ -149,9 +153,11 @@ def to_faiss(codec: Codec, codes: Bytes) -> Any:
     scale, offset = codec.line
     faiss.copy_array_to_vector(np.concatenate([offset - scale / 2, scale * CELLS[level]]), index.sq.trained)
     index.is_trained = True
-    held = codes if level == codec.level else pack(unpack(codes, codec.level, codec.width), level)
-    faiss.copy_array_to_vector(np.ascontiguousarray(held).reshape(-1), index.codes)
+    index.codes.resize(len(codes) * index.code_size)
     index.ntotal = len(codes)
+    held = faiss.rev_swig_ptr(index.codes.data(), index.codes.size()).reshape(len(codes), index.code_size)
+    for rows in blocks(len(codes), FAISS_ROWS):
+        held[rows] = codes[rows] if level == codec.level else pack(unpack(codes[rows], codec.level, codec.width), level)
     return index
 
 
