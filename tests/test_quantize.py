@@ -20,6 +20,7 @@ from loopback_card import card_errors
 from loopback_repository import User
 from loopback_writable import WritableHub, serving_writable
 from tierexport.base.errors import InputError
+from tierexport.base.libraries import import_sentence_transformers
 from tierexport.base.sizes import shown_size
 from tierexport.datasets.textfiles import BUILTIN
 from tierexport.search.request import Request, tag_of
@@ -140,7 +141,6 @@ def test_what_is_too_small_is_said_with_what_is_not(tiny_model: Path, tmp_path: 
         (["--data", "nothing"], "there is no retrieval set 'nothing'"),
         (["--push", "hf:alice"], "has to be hf:ORG/NAME"),
         (["--push", "dir:x", "--create-pr"], "pull requests are the Hugging Face hub's"),
-        (["--sizes", "8MB,9MB", "--formats", "gguf,torchao", "--push", "dir:x"], "holds GGUFs alone"),
         (["--sizes", "8MB,8.001MB"], "two of the sizes would have the same name"),
         (["--sizes", "8MB", "--size", "8MB"], "name --size or --sizes, not both"),
         (["--out", "occupied"], "is not an artifact, so it is not replaced"),
@@ -164,13 +164,22 @@ def test_contradictions_are_errors_in_python_too() -> None:
         Request("x", size=1, like="Q8_0")
 
 
-def test_both_formats_of_one_search(tiny_model: Path, budget: str, tmp_path: Path) -> None:
-    done = run("quantize", tiny_model, "--size", budget, "--formats", "gguf,torchao", "--out", tmp_path / "out", "--json")
+def test_both_formats_of_two_sizes_are_one_repository(tiny_model: Path, study: Study, tmp_path: Path) -> None:
+    """A byte per value makes int8 the smallest that torchao has, so it is what either size takes, and lies there once."""
+    sizes = ",".join(f"{smallest_file(study) * factor / 1e6:.2f}MB" for factor in (1.05, 1.4))
+    place = ("--out", tmp_path / "made", "--push", f"dir:{tmp_path / 'out'}")
+    done = run("quantize", tiny_model, "--sizes", sizes, "--formats", "gguf,torchao", *place, "--json")
     assert done.exit_code == 0, done.stderr
-    artifacts = {each["format"]: each for each in json.loads(done.stdout)["manifest"]["artifacts"]}
-    assert set(artifacts) == {"gguf", "torchao"}
-    types = {each["type"] for each in artifacts["torchao"]["tensors"] if each["role"] != "kept"}
-    assert types <= {"int4", "int8", "float16", "float32"}
+    for each in json.loads(done.stdout)["sizes"]:
+        artifacts = {artifact["format"]: artifact for artifact in each["manifest"]["artifacts"]}
+        assert set(artifacts) == {"gguf", "torchao"}
+        assert {tensor["type"] for tensor in artifacts["torchao"]["tensors"] if tensor["role"] != "kept"} == {"int8"}
+    assert {len(list((tmp_path / "out").glob(pattern))) for pattern in ("*.gguf", "proof/*")} == {2}
+    (weights,) = (tmp_path / "out").rglob("model.safetensors")
+    assert weights.parent == tmp_path / "out" / "torchao"
+    st = import_sentence_transformers()
+    found = [st.SentenceTransformer(str(each), device="cpu").encode("a text") for each in (weights.parents[1], weights.parent)]
+    np.testing.assert_array_equal(*found)
 
 
 # --- to where people download it

@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from card_snippets import python, snippet
 from conftest import RECIPES, Built, build, run
 from forked import command
 from loopback_card import card_errors
@@ -16,8 +19,20 @@ from loopback_repository import User
 from loopback_writable import WritableHub, serving_writable
 from tierexport.artifact.folder import read_verification
 from tierexport.artifact.manifest import read_manifest
+from tierexport.base.libraries import import_sentence_transformers
+from tierexport.base.records import Floats
 from tierexport.report.card import Access
-from tierexport.report.repository import LARGEST, RECOMMENDED, SMALLER, Member, recommended, render_repository
+from tierexport.report.repository import (
+    LARGEST,
+    NO_NEARER,
+    RECOMMENDED,
+    SMALLER,
+    TAKE,
+    Member,
+    Size,
+    recommended,
+    render_repository,
+)
 
 TOKEN, NAME = "hf_" + "a" * 20 + "SECRET", "alice/tiny-GGUF"
 SIZES = {"TIER_A": "4", "TIER_B": "8", "TIER_C": "16"}
@@ -25,16 +40,23 @@ SIZES = {"TIER_A": "4", "TIER_B": "8", "TIER_C": "16"}
 
 
 @pytest.fixture(scope="module")
-def sizes(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> list[Path]:
-    """Artifacts of the tiny model in three sizes, each scored on the built-in set."""
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A folder for artifacts, with a recipe of the tiny model."""
     folder = tmp_path_factory.mktemp("sizes")
     text = (RECIPES / "int8.toml").read_text().replace('"all-MiniLM-L6-v2"', f'"{tiny_model}"')
     (folder / "recipe.toml").write_text(text)
-    return [sized(folder, tag, bits).folder for tag, bits in SIZES.items()]
+    return folder
 
 
-def sized(folder: Path, tag: str, bits: str) -> Built:
-    settings = (f"name={tag}", 'formats=["gguf"]', "tiers.all.bits=" + bits, "verify.data=builtin", "calibration.tokens=512")
+@pytest.fixture(scope="module")
+def sizes(place: Path) -> list[Path]:
+    """Artifacts of the tiny model in three sizes, each scored on the built-in set."""
+    return [sized(place, tag, bits).folder for tag, bits in SIZES.items()]
+
+
+def sized(folder: Path, tag: str, bits: str, *more: str) -> Built:
+    own = ('formats=["gguf"]', "tiers.all.bits=" + bits, "verify.data=builtin", "calibration.tokens=512")
+    settings = (f"name={tag}", *own, *more)
     return build(folder / "recipe.toml", folder / tag, *(part for each in settings for part in ("--set", each)))
 
 
@@ -99,20 +121,29 @@ def test_the_card_has_a_row_for_each_file_with_its_figures(hub: WritableHub, siz
     assert f'Llama("tiny-bert-{chosen}.gguf"' in card
 
 
+def member(folder: Path) -> Member:
+    """The GGUF of a folder."""
+    size = Size(folder, read_manifest(folder), read_verification(folder))
+    artifact = size.manifest.artifacts[0]
+    return Member(size, artifact, Path(artifact.path).name)
+
+
 def test_the_one_to_take_is_the_smallest_that_is_shown_to_lose_little(sizes: list[Path]) -> None:
     """An interval that reaches zero does not show it: its lower end has to lie above the limit."""
-    members = [Member(folder, read_manifest(folder), read_verification(folder)) for folder in sizes]
+    members = [member(folder) for folder in sizes]
 
     def judged(low: float, member: Member) -> Member:
-        (verdict, *rest) = member.found.verdicts
+        found = member.size.found
+        (verdict, *rest) = found.verdicts
         retrieval = tuple(replace(each, ci_low=low, ci_high=0.02) for each in verdict.retrieval)
-        return replace(member, found=replace(member.found, verdicts=(replace(verdict, retrieval=retrieval), *rest)))
+        found = replace(found, verdicts=(replace(verdict, retrieval=retrieval), *rest))
+        return replace(member, size=replace(member.size, found=found))
 
     wide, narrow, narrower = (judged(low, member) for low, member in zip((-0.01, -0.004, -0.001), members, strict=True))
     assert recommended((wide, narrow, narrower)) is narrow
     card = render_repository((wide, narrow, narrower), Access())
     uses = [line.rpartition(" | ")[2].rstrip(" |") for line in card.splitlines() if line.startswith("| [`")]
-    assert uses == [SMALLER, RECOMMENDED, LARGEST]
+    assert uses == [SMALLER, f"{TAKE}: {RECOMMENDED}", LARGEST]
     unproven = [judged(-0.01, member) for member in members]
     assert recommended(unproven) is min(unproven, key=lambda each: each.loss)
 
@@ -140,15 +171,16 @@ def test_folders_that_do_not_belong_together_are_refused(sizes: list[Path], tmp_
         return done.stderr
 
     place = sizes[0].parent
-    torchao = build(place / "recipe.toml", place / "torchao", "--set", 'formats=["torchao"]', "--set", "rounding=nearest")
-    assert "has to hold a GGUF alone" in refused(sizes[0], torchao.folder)
+    other = Path(shutil.copytree(sizes[1], tmp_path / "other"))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["model"]["digest"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert "is of another model than" in refused(sizes[0], other)
     assert "the tag A stands for" in refused(sizes[0], sized(place, "A", "4").folder)
     assert "ends in no tag of letters, digits and underscores" in refused(sizes[0], sized(place, "A.1", "4").folder)
 
 
 def test_every_objection_to_one_of_them_stands(sizes: list[Path], tmp_path: Path) -> None:
-    import shutil
-
     changed = Path(shutil.copytree(sizes[1], tmp_path / "changed"))
     with next(changed.glob("gguf/*.gguf")).open("ab") as file:
         file.write(b"more")
@@ -165,3 +197,122 @@ def test_a_folder_of_several_sizes(sizes: list[Path], tmp_path: Path) -> None:
         assert what in done.stdout
     for path in (path for path in out.rglob("*") if path.is_file()):
         assert str(sizes[0].parent).encode() not in path.read_bytes(), path
+
+
+# --- torchao beside the GGUFs
+
+TEXTS = ["How do I fix a flat tire?", "Patch the inner tube."]
+ENTRANCE = {"modules.json", "config_sentence_transformers.json"}
+BOTH = 'formats=["gguf", "torchao"]'
+
+
+@pytest.fixture(scope="module")
+def both(place: Path) -> dict[str, Path]:
+    """Folders with both formats by their tags: torchao in 4 bits, and twice the same in 8, beside GGUFs of different bits."""
+    made = {"T4": ("4", "tiers.all.torchao=int4"), "T8": ("8", "tiers.all.torchao=int8"), "S8": ("5", "tiers.all.torchao=int8")}
+    return {tag: sized(place, tag, bits, native, BOTH, "rounding=nearest").folder for tag, (bits, native) in made.items()}
+
+
+def vectors(place: Path | str) -> Floats:
+    """What stock sentence-transformers makes of texts by a folder."""
+    found: Floats = import_sentence_transformers().SentenceTransformer(str(place), device="cpu").encode(TEXTS)
+    return found
+
+
+def vectors_by_name(hub: WritableHub) -> Floats:
+    """The same by the repository's name, in a process that has tierexport's code nowhere."""
+    code = (
+        "import json, sentence_transformers as s; "
+        f"print(json.dumps(s.SentenceTransformer({NAME!r}, device='cpu').encode({TEXTS!r}).tolist()))"
+    )
+    return np.array(hub.python(code, HF_TOKEN=TOKEN), np.float32)
+
+
+def test_one_torchao_folder_opens_by_the_repository_s_name(hub: WritableHub, sizes: list[Path], both: dict[str, Path]) -> None:
+    """And nothing but it is fetched for that."""
+    published(hub, sizes[2], both["T8"])
+    files = hub.head(NAME).files
+    for path in (path for path in both["T8"].joinpath("torchao").rglob("*") if path.is_file()):
+        assert files[path.relative_to(both["T8"]).as_posix()].content == path.read_bytes()
+    for folder, tag in ((sizes[2], "TIER_C"), (both["T8"], "T8")):
+        assert files[f"tiny-bert-{tag}.gguf"].content == next(folder.glob("gguf/*.gguf")).read_bytes()
+    np.testing.assert_array_equal(vectors_by_name(hub), vectors(both["T8"] / "torchao"))
+    assert not [path for path in hub.cache.rglob("*.gguf") if "alice" in str(path)]
+    assert "nothing was uploaded" in published(hub, sizes[2], both["T8"])
+
+
+def test_equal_torchao_folders_are_stored_once(both: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("publish", both["T8"], both["S8"], "--to", f"dir:{out}").exit_code == 0
+    assert [path.relative_to(out).as_posix() for path in out.rglob("model.safetensors")] == ["torchao/model.safetensors"]
+    np.testing.assert_array_equal(vectors(out), vectors(both["S8"] / "torchao"))
+    rows = [line for line in (out / "README.md").read_text().splitlines() if line.startswith(("| [`tiny-bert-", "| `torchao/"))]
+    assert [row.split("`")[1] for row in rows] == ["tiny-bert-S8.gguf", "tiny-bert-T8.gguf", "torchao/"]
+    assert rows[-1].endswith(f"| {TAKE} for sentence-transformers |")
+
+
+def test_torchao_folders_that_differ_lie_by_their_tags_and_the_one_to_take_opens(both: dict[str, Path], tmp_path: Path) -> None:
+    """As the card shows it, run from the folder; one byte per value makes 4 bits no smaller than 8."""
+    out = tmp_path / "out"
+    assert run("publish", both["T4"], both["T8"], "--to", f"dir:{out}").exit_code == 0
+    for tag in ("T4", "T8"):
+        np.testing.assert_array_equal(vectors(out / "torchao" / tag), vectors(both[tag] / "torchao"))
+    np.testing.assert_array_equal(vectors(out), vectors(both["T8"] / "torchao"))
+    card = (out / "README.md").read_text()
+    assert card_errors(card) == []
+    rows = {line.split("`")[1]: line for line in card.splitlines() if line.startswith("| `torchao/")}
+    assert list(rows) == ["torchao/T8/", "torchao/T4/"]
+    assert f"{TAKE} for sentence-transformers: " in rows["torchao/T8/"]
+    assert rows["torchao/T4/"].endswith(f"| {NO_NEARER} |")
+    verified = json.loads((both["T4"] / "verify.json").read_text())["results"]
+    four = next(each for each in verified if each["format"] == "torchao" and each["device"] == "cpu")
+    assert f"{four['top10_retention']:.3f}" in rows["torchao/T4/"]
+    question = [TEXTS[0]]
+    for heading, tag in (("sentence-transformers", "T8"), ("torchao/T4/", "T4")):
+        code = snippet(card, heading, "python")
+        found = python(f"{code}\nfound = model.encode({question!r})[0]", "found", out)
+        np.testing.assert_array_equal(found, vectors(both[tag] / "torchao")[0])
+    code = snippet(card, "transformers", "python")
+    assert 'subfolder="torchao/T8"' in code
+    np.testing.assert_allclose(python(code, "vectors", out), vectors(both["T8"] / "torchao")[0], atol=1e-5)
+
+
+def test_torchao_that_is_no_longer_in_it_goes(hub: WritableHub, sizes: list[Path], both: dict[str, Path]) -> None:
+    def torchao() -> set[str]:
+        return {path.rpartition("/")[0] for path in hub.head(NAME).files if path.endswith("/model.safetensors")}
+
+    published(hub, both["T4"], both["T8"], sizes[2])
+    assert torchao() == {"torchao/T4", "torchao/T8"}
+    np.testing.assert_array_equal(vectors_by_name(hub), vectors(both["T8"] / "torchao"))
+    published(hub, both["T4"], sizes[2])
+    assert torchao() == {"torchao"}
+    assert not [path for path in hub.head(NAME).files if "T8" in path]
+    np.testing.assert_array_equal(vectors_by_name(hub), vectors(both["T4"] / "torchao"))
+    published(hub, *sizes[:2])
+    assert not torchao()
+    assert not ENTRANCE & set(hub.head(NAME).files)
+    hub.commit(NAME, {"modules.json": b'[{"path": "", "type": "theirs"}]'})
+    environment = {**os.environ, **hub.environment(), "HF_TOKEN": TOKEN}
+    refused = command("publish", str(both["T8"]), str(sizes[2]), "--to", f"hf:{NAME}", environment=environment)
+    assert refused.returncode == 2
+    assert "other-model: modules.json there opens a model of its own" in refused.stderr
+
+
+def test_what_a_release_of_one_size_had_goes(sizes: list[Path], both: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for folders in ([both["T8"]], [both["T4"], *sizes[1:]]):
+        assert run("publish", *folders, "--to", f"dir:{out}").exit_code == 0
+    made = {"README.md", "frontier.png", "proof", "torchao", *ENTRANCE}
+    assert {path.name for path in out.iterdir()} == made | {f"tiny-bert-{tag}.gguf" for tag in ("T4", "TIER_B", "TIER_C")}
+    np.testing.assert_array_equal(vectors(out), vectors(both["T4"] / "torchao"))
+
+
+def test_torchao_may_come_from_a_folder_of_its_own(place: Path, both: dict[str, Path], tmp_path: Path) -> None:
+    """Whose weights are those of another."""
+    out = tmp_path / "out"
+    torchao = sized(place, "T", "8", 'formats=["torchao"]')
+    assert run("publish", torchao.folder, both["S8"], "--to", f"dir:{out}").exit_code == 0
+    np.testing.assert_array_equal(vectors(out), vectors(torchao.folder / "torchao"))
+    assert (out / "proof" / "T" / "manifest.json").is_file()
+    alone = tmp_path / "alone"
+    assert "the tag T stands for" in run("publish", torchao.folder, torchao.folder, "--to", f"dir:{alone}").stderr

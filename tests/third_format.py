@@ -104,7 +104,7 @@ class Npz:
         np.savez(path / WEIGHTS, **arrays)
         progress(job.plan.parameters)
 
-    def write_entrance(self, path: Path) -> None:
+    def write_entrance(self, path: Path, top: Path, at: str) -> None:
         """Nothing."""
 
     def weight_bytes(self, path: Path) -> int:

@@ -55,8 +55,6 @@ def quantize(
     `out` is the folder of the artifact or, of several, holds a folder for each. Everything that is asked for is checked before
     anything is measured. Raises InputError or MachineError, having left nothing behind; artifacts that were built stay.
     """
-    if push and len(requests) > 1 and len(requests[0].formats) > 1:
-        raise InputError("a repository of several sizes holds GGUFs alone: leave out the other formats, or --push")
     study = Study(requests[0].model)
     _check_texts(requests[0], study.source)
     if push:

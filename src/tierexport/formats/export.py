@@ -40,7 +40,7 @@ def export(fmt: Format, job: Job, folder: Path) -> Artifact:
 
     path = fmt.place(job, stages.run(fmt.name, key, write))
     layers_done(folder, fmt.name).clear()
-    fmt.write_entrance(path)
+    fmt.write_entrance(path, folder, path.relative_to(folder).as_posix())
     return Artifact(fmt.name, path, fmt.weight_bytes(path), job.plan.carried_out(**stages.notes(fmt.name)))
 
 

@@ -85,8 +85,8 @@ class Format(PlannedFormat, Protocol):
     def write(self, job: Job, rounded: Rounded, path: Path, progress: Progress) -> None:
         """Quantize and write. Raises PlanError when a value does not fit its type, MachineError when the disk is full."""
 
-    def write_entrance(self, path: Path) -> None:
-        """Write into the artifact folder what lets others open the artifact from there."""
+    def write_entrance(self, path: Path, top: Path, at: str) -> None:
+        """Write into the folder `top` what lets others open the artifact from there, below which it lies, or will lie, `at`."""
 
     def weight_bytes(self, path: Path) -> int:
         """Bytes of an artifact's weight files, headers included."""

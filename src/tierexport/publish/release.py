@@ -33,6 +33,9 @@ from tierexport.report.repository import PICTURE
 
 MODULES, SETTINGS = ENTRANCE
 
+RECORDS = (MANIFEST, VERIFICATION, PAGE, RECIPE)
+"""What proves a release, beside the files that it is about."""
+
 PROOF = "proof"
 """Of a repository of several sizes: the folder that has a folder for each."""
 
@@ -92,6 +95,8 @@ class There:
             return self.has_entrance if MODULES in self.held.files else name in self.recorded
         if name == CODEC:
             return "model.safetensors" not in self.held.files or name in self.recorded
+        if name in RECORDS:
+            return bool(self.recorded)
         return name == IMATRIX and name in self.recorded
 
     def objections(self, files: Mapping[str, Path]) -> Iterator[Objection]:

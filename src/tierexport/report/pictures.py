@@ -1,6 +1,6 @@
 """Pictures with axes, drawn by matplotlib: bytes against what they buy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,17 +107,23 @@ def frontier_picture(found: Frontier, kind: str) -> bytes:
     return written(drawn, kind)
 
 
-def sizes_picture(points: Sequence[tuple[str, int, float]]) -> bytes:
-    """Megabytes against 1 − cosine of a model's sizes, (name, bytes, loss) each, as a PNG, which every hub shows."""
+def sizes_picture(sizes: Mapping[str, Sequence[tuple[str, int, float]]]) -> bytes:
+    """Megabytes against 1 − cosine of a model's sizes, (name, bytes, loss) each, a line for each format, as a PNG, which every
+    hub shows.
+    """
     drawn = figure(1, 3.5)
     axes = drawn.subplots()
-    axes.plot([size / 1e6 for _, size, _ in points], [loss for _, _, loss in points], "o-", color=COLOURS["searched"])
+    for name, points in sizes.items():
+        megabytes, losses = [size / 1e6 for _, size, _ in points], [loss for _, _, loss in points]
+        axes.plot(megabytes, losses, "o-", color=_colour(name), label=name)
     axes.set_yscale("log")
     axes.margins(x=0.2, y=0.15)
-    axes.set_xlabel("size of the file, MB")
+    axes.set_xlabel("size, MB")
     axes.set_ylabel("1 − cosine to fp32, lower is better")
     axes.grid(color=GRID)
-    name_points(drawn, [(name, size / 1e6, loss) for name, size, loss in points])
+    if len(sizes) > 1:
+        axes.legend(frameon=False)
+    name_points(drawn, [(name, size / 1e6, loss) for points in sizes.values() for name, size, loss in points])
     return written(drawn, "png")
 
 

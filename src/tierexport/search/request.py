@@ -107,12 +107,17 @@ def _extend(document: dict[str, Any], fmt: Format, source: Source) -> None:
 
 
 def _type_elsewhere(fmt: Format, tier: Tier, tensors: Sequence[Tensor]) -> str:
-    """The type of another format that keeps as much as a tier's bits, and that every tensor can take."""
+    """The type of another format with the fewest bytes, and of equal ones the most bits, of those that keep as much as a
+    tier's bits and that every tensor can take.
+    """
+    found: dict[tuple[int, int], str] = {}
     for bits in (each for each in BITS if each >= tier.bits):
         with suppress(PlanError):
-            natives = {fmt.native_type(tensor, Tier(tier.name, bits))[0] for tensor in tensors}
-            return natives.pop()
-    raise PlanError(f"{fmt.name} has no type of {tier.bits} bits and more that every tensor can take")
+            native = {fmt.native_type(tensor, Tier(tier.name, bits))[0] for tensor in tensors}.pop()
+            found[sum(fmt.tensor_bytes(tensor, native) for tensor in tensors), -bits] = native
+    if not found:
+        raise PlanError(f"{fmt.name} has no type of {tier.bits} bits and more that every tensor can take")
+    return found[min(found)]
 
 
 def tag_of(budget: int) -> str:

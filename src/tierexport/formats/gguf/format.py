@@ -96,7 +96,7 @@ class Gguf:
     def write(self, job: Job, rounded: Rounded, path: Path, progress: Progress) -> None:
         write.write_gguf(job, rounded, path, progress)
 
-    def write_entrance(self, path: Path) -> None:
+    def write_entrance(self, path: Path, top: Path, at: str) -> None:
         """Nothing: a GGUF is named by its path."""
 
     def weight_bytes(self, path: Path) -> int:

@@ -102,11 +102,11 @@ class Torchao:
 
         write_torchao(job, rounded, path, progress)
 
-    def write_entrance(self, path: Path) -> None:
-        """Let `SentenceTransformer(path.parent)` open the folder, and a hub's repository so made by its name."""
+    def write_entrance(self, path: Path, top: Path, at: str) -> None:
+        """Let `SentenceTransformer(top)` open the folder, and a hub's repository so made by its name."""
         from tierexport.formats.torchao.write import write_entrance
 
-        write_entrance(path)
+        write_entrance(path, top, at)
 
     def weight_bytes(self, path: Path) -> int:
         return sum(file.stat().st_size for file in path.rglob("*.safetensors"))

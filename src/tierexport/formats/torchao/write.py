@@ -118,9 +118,9 @@ def _others(transformer: Any, planned: str, parameter: Any) -> list[tuple[Any, s
     return [(module, name) for module, name, each in named if each is parameter and module is not own]
 
 
-def write_entrance(folder: Path) -> None:
-    """Let `SentenceTransformer(folder.parent)` open a torchao folder, and a hub's repository so made by its name."""
-    listed = [{**module, "path": f"{folder.name}/{module['path']}".rstrip("/")} for module in modules(folder)]
-    write_json(folder.parent / "modules.json", listed)
+def write_entrance(folder: Path, top: Path, at: str) -> None:
+    """Let `SentenceTransformer(top)` open a torchao folder that lies `at` below it, and a hub's repository by its name."""
+    listed = [{**module, "path": f"{at}/{module['path']}".rstrip("/")} for module in modules(folder)]
+    write_json(top / "modules.json", listed)
     settings = "config_sentence_transformers.json"
-    write_whole(folder.parent / settings, (folder / settings).read_bytes())
+    write_whole(top / settings, (folder / settings).read_bytes())
