@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tierexport
 from card_snippets import python, snippet
 from conftest import RECIPES, Built, build, run
 from forked import command
@@ -207,10 +208,15 @@ BOTH = 'formats=["gguf", "torchao"]'
 
 
 @pytest.fixture(scope="module")
-def both(place: Path) -> dict[str, Path]:
-    """Folders with both formats by their tags: torchao in 4 bits, and twice the same in 8, beside GGUFs of different bits."""
-    made = {"T4": ("4", "tiers.all.torchao=int4"), "T8": ("8", "tiers.all.torchao=int8"), "S8": ("5", "tiers.all.torchao=int8")}
-    return {tag: sized(place, tag, bits, native, BOTH, "rounding=nearest").folder for tag, (bits, native) in made.items()}
+def mixed(place: Path) -> dict[str, Path]:
+    """Folders by their tags: torchao in 4 bits, and twice the same in 8, beside GGUFs of different bits; and a GGUF alone."""
+    made = {
+        "T4": ("4", "tiers.all.torchao=int4", BOTH),
+        "T8": ("8", "tiers.all.torchao=int8", BOTH),
+        "S8": ("5", "tiers.all.torchao=int8", BOTH),
+        "G16": ("16",),
+    }
+    return {tag: sized(place, tag, *settings, "rounding=nearest").folder for tag, settings in made.items()}
 
 
 def vectors(place: Path | str) -> Floats:
@@ -228,91 +234,96 @@ def vectors_by_name(hub: WritableHub) -> Floats:
     return np.array(hub.python(code, HF_TOKEN=TOKEN), np.float32)
 
 
-def test_one_torchao_folder_opens_by_the_repository_s_name(hub: WritableHub, sizes: list[Path], both: dict[str, Path]) -> None:
+def test_one_torchao_folder_opens_by_the_repository_s_name(hub: WritableHub, mixed: dict[str, Path]) -> None:
     """And nothing but it is fetched for that."""
-    published(hub, sizes[2], both["T8"])
+    published(hub, mixed["G16"], mixed["T8"])
     files = hub.head(NAME).files
-    for path in (path for path in both["T8"].joinpath("torchao").rglob("*") if path.is_file()):
-        assert files[path.relative_to(both["T8"]).as_posix()].content == path.read_bytes()
-    for folder, tag in ((sizes[2], "TIER_C"), (both["T8"], "T8")):
-        assert files[f"tiny-bert-{tag}.gguf"].content == next(folder.glob("gguf/*.gguf")).read_bytes()
-    np.testing.assert_array_equal(vectors_by_name(hub), vectors(both["T8"] / "torchao"))
+    for path in (path for path in mixed["T8"].joinpath("torchao").rglob("*") if path.is_file()):
+        assert files[path.relative_to(mixed["T8"]).as_posix()].content == path.read_bytes()
+    for tag in ("G16", "T8"):
+        assert files[f"tiny-bert-{tag}.gguf"].content == next(mixed[tag].glob("gguf/*.gguf")).read_bytes()
+    np.testing.assert_array_equal(vectors_by_name(hub), vectors(mixed["T8"] / "torchao"))
     assert not [path for path in hub.cache.rglob("*.gguf") if "alice" in str(path)]
-    assert "nothing was uploaded" in published(hub, sizes[2], both["T8"])
+    assert "nothing was uploaded" in published(hub, mixed["G16"], mixed["T8"])
 
 
-def test_equal_torchao_folders_are_stored_once(both: dict[str, Path], tmp_path: Path) -> None:
+def test_equal_torchao_folders_are_stored_once(mixed: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run("publish", both["T8"], both["S8"], "--to", f"dir:{out}").exit_code == 0
+    assert run("publish", mixed["T8"], mixed["S8"], "--to", f"dir:{out}").exit_code == 0
     assert [path.relative_to(out).as_posix() for path in out.rglob("model.safetensors")] == ["torchao/model.safetensors"]
-    np.testing.assert_array_equal(vectors(out), vectors(both["S8"] / "torchao"))
+    np.testing.assert_array_equal(vectors(out), vectors(mixed["S8"] / "torchao"))
+    for tag in ("T8", "S8"):
+        name = f"tiny-bert-{tag}.gguf"
+        there, here = (tierexport.load(str(each)).encode(TEXTS) for each in (out / name, mixed[tag] / "gguf" / name))
+        np.testing.assert_array_equal(there, here)
     rows = [line for line in (out / "README.md").read_text().splitlines() if line.startswith(("| [`tiny-bert-", "| `torchao/"))]
     assert [row.split("`")[1] for row in rows] == ["tiny-bert-S8.gguf", "tiny-bert-T8.gguf", "torchao/"]
     assert rows[-1].endswith(f"| {TAKE} for sentence-transformers |")
 
 
-def test_torchao_folders_that_differ_lie_by_their_tags_and_the_one_to_take_opens(both: dict[str, Path], tmp_path: Path) -> None:
+def test_torchao_folders_that_differ_lie_by_their_tags_and_the_one_to_take_opens(
+    mixed: dict[str, Path], tmp_path: Path
+) -> None:
     """As the card shows it, run from the folder; one byte per value makes 4 bits no smaller than 8."""
     out = tmp_path / "out"
-    assert run("publish", both["T4"], both["T8"], "--to", f"dir:{out}").exit_code == 0
+    assert run("publish", mixed["T4"], mixed["T8"], "--to", f"dir:{out}").exit_code == 0
     for tag in ("T4", "T8"):
-        np.testing.assert_array_equal(vectors(out / "torchao" / tag), vectors(both[tag] / "torchao"))
-    np.testing.assert_array_equal(vectors(out), vectors(both["T8"] / "torchao"))
+        np.testing.assert_array_equal(vectors(out / "torchao" / tag), vectors(mixed[tag] / "torchao"))
+    np.testing.assert_array_equal(vectors(out), vectors(mixed["T8"] / "torchao"))
     card = (out / "README.md").read_text()
     assert card_errors(card) == []
     rows = {line.split("`")[1]: line for line in card.splitlines() if line.startswith("| `torchao/")}
     assert list(rows) == ["torchao/T8/", "torchao/T4/"]
     assert f"{TAKE} for sentence-transformers: " in rows["torchao/T8/"]
     assert rows["torchao/T4/"].endswith(f"| {NO_NEARER} |")
-    verified = json.loads((both["T4"] / "verify.json").read_text())["results"]
+    verified = json.loads((mixed["T4"] / "verify.json").read_text())["results"]
     four = next(each for each in verified if each["format"] == "torchao" and each["device"] == "cpu")
     assert f"{four['top10_retention']:.3f}" in rows["torchao/T4/"]
-    question = [TEXTS[0]]
     for heading, tag in (("sentence-transformers", "T8"), ("torchao/T4/", "T4")):
         code = snippet(card, heading, "python")
-        found = python(f"{code}\nfound = model.encode({question!r})[0]", "found", out)
-        np.testing.assert_array_equal(found, vectors(both[tag] / "torchao")[0])
+        found = python(f"{code}\nfound = model.encode({TEXTS!r})", "found", out)
+        np.testing.assert_allclose(found, vectors(mixed[tag] / "torchao").reshape(-1), atol=1e-6)
     code = snippet(card, "transformers", "python")
     assert 'subfolder="torchao/T8"' in code
-    np.testing.assert_allclose(python(code, "vectors", out), vectors(both["T8"] / "torchao")[0], atol=1e-5)
+    np.testing.assert_allclose(python(code, "vectors", out), vectors(mixed["T8"] / "torchao")[0], atol=1e-5)
 
 
-def test_torchao_that_is_no_longer_in_it_goes(hub: WritableHub, sizes: list[Path], both: dict[str, Path]) -> None:
+def test_torchao_that_is_no_longer_in_it_goes(hub: WritableHub, mixed: dict[str, Path]) -> None:
     def torchao() -> set[str]:
         return {path.rpartition("/")[0] for path in hub.head(NAME).files if path.endswith("/model.safetensors")}
 
-    published(hub, both["T4"], both["T8"], sizes[2])
+    published(hub, mixed["T4"], mixed["T8"], mixed["G16"])
     assert torchao() == {"torchao/T4", "torchao/T8"}
-    np.testing.assert_array_equal(vectors_by_name(hub), vectors(both["T8"] / "torchao"))
-    published(hub, both["T4"], sizes[2])
+    np.testing.assert_array_equal(vectors_by_name(hub), vectors(mixed["T8"] / "torchao"))
+    published(hub, mixed["T4"], mixed["G16"])
     assert torchao() == {"torchao"}
     assert not [path for path in hub.head(NAME).files if "T8" in path]
-    np.testing.assert_array_equal(vectors_by_name(hub), vectors(both["T4"] / "torchao"))
-    published(hub, *sizes[:2])
+    np.testing.assert_array_equal(vectors_by_name(hub), vectors(mixed["T4"] / "torchao"))
+    published(hub, mixed["G16"])
     assert not torchao()
     assert not ENTRANCE & set(hub.head(NAME).files)
     hub.commit(NAME, {"modules.json": b'[{"path": "", "type": "theirs"}]'})
     environment = {**os.environ, **hub.environment(), "HF_TOKEN": TOKEN}
-    refused = command("publish", str(both["T8"]), str(sizes[2]), "--to", f"hf:{NAME}", environment=environment)
+    refused = command("publish", str(mixed["T8"]), str(mixed["G16"]), "--to", f"hf:{NAME}", environment=environment)
     assert refused.returncode == 2
     assert "other-model: modules.json there opens a model of its own" in refused.stderr
 
 
-def test_what_a_release_of_one_size_had_goes(sizes: list[Path], both: dict[str, Path], tmp_path: Path) -> None:
+def test_what_a_release_of_one_size_had_goes(mixed: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for folders in ([both["T8"]], [both["T4"], *sizes[1:]]):
+    for folders in ([mixed["T8"]], [mixed["T4"], mixed["G16"]]):
         assert run("publish", *folders, "--to", f"dir:{out}").exit_code == 0
-    made = {"README.md", "frontier.png", "proof", "torchao", *ENTRANCE}
-    assert {path.name for path in out.iterdir()} == made | {f"tiny-bert-{tag}.gguf" for tag in ("T4", "TIER_B", "TIER_C")}
-    np.testing.assert_array_equal(vectors(out), vectors(both["T4"] / "torchao"))
+    made = {"README.md", "frontier.png", "proof", "torchao", *ENTRANCE, "tiny-bert-T4.gguf", "tiny-bert-G16.gguf"}
+    assert {path.relative_to(out).parts[0] for path in out.rglob("*") if path.is_file()} == made
+    np.testing.assert_array_equal(vectors(out), vectors(mixed["T4"] / "torchao"))
 
 
-def test_torchao_may_come_from_a_folder_of_its_own(place: Path, both: dict[str, Path], tmp_path: Path) -> None:
+def test_torchao_may_come_from_a_folder_of_its_own(place: Path, mixed: dict[str, Path], tmp_path: Path) -> None:
     """Whose weights are those of another."""
     out = tmp_path / "out"
-    torchao = sized(place, "T", "8", 'formats=["torchao"]')
-    assert run("publish", torchao.folder, both["S8"], "--to", f"dir:{out}").exit_code == 0
+    torchao = sized(place, "TORCH", "8", 'formats=["torchao"]')
+    assert run("publish", torchao.folder, mixed["S8"], "--to", f"dir:{out}").exit_code == 0
     np.testing.assert_array_equal(vectors(out), vectors(torchao.folder / "torchao"))
-    assert (out / "proof" / "T" / "manifest.json").is_file()
+    assert (out / "proof" / "TORCH" / "manifest.json").is_file()
     alone = tmp_path / "alone"
-    assert "the tag T stands for" in run("publish", torchao.folder, torchao.folder, "--to", f"dir:{alone}").stderr
+    assert "the tag TORCH stands for" in run("publish", torchao.folder, torchao.folder, "--to", f"dir:{alone}").stderr
