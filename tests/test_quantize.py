@@ -166,7 +166,7 @@ def test_contradictions_are_errors_in_python_too() -> None:
 
 def test_both_formats_of_two_sizes_are_one_repository(tiny_model: Path, study: Study, tmp_path: Path) -> None:
     """A byte per value makes int8 the smallest that torchao has, so it is what either size takes, and lies there once."""
-    sizes = ",".join(f"{study.least * factor / 1e6:.2f}MB" for factor in (1.05, 1.4))
+    sizes = ",".join(f"{study.least / 1e6 + more:.2f}MB" for more in (0.01, 0.02))  # too little for 16 bits anywhere
     place = ("--out", tmp_path / "made", "--push", f"dir:{tmp_path / 'out'}")
     done = run("quantize", tiny_model, "--sizes", sizes, "--formats", "gguf,torchao", *place, "--json")
     assert done.exit_code == 0, done.stderr
