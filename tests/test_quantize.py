@@ -164,6 +164,15 @@ def test_contradictions_are_errors_in_python_too() -> None:
         Request("x", size=1, like="Q8_0")
 
 
+def test_both_formats_of_one_search(tiny_model: Path, budget: str, tmp_path: Path) -> None:
+    done = run("quantize", tiny_model, "--size", budget, "--formats", "gguf,torchao", "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.stderr
+    artifacts = {each["format"]: each for each in json.loads(done.stdout)["manifest"]["artifacts"]}
+    assert set(artifacts) == {"gguf", "torchao"}
+    types = {each["type"] for each in artifacts["torchao"]["tensors"] if each["role"] != "kept"}
+    assert types <= {"int4", "int8", "float16", "float32"}
+
+
 def test_both_formats_of_two_sizes_are_one_repository(tiny_model: Path, study: Study, tmp_path: Path) -> None:
     """A byte per value makes int8 the smallest that torchao has, so it is what either size takes, and lies there once."""
     sizes = ",".join(f"{study.least / 1e6 + more:.2f}MB" for more in (0.01, 0.02))  # too little for 16 bits anywhere

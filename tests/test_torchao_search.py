@@ -13,12 +13,18 @@ from scipy import stats
 import third_format
 import tierexport
 from conftest import RECIPES, build, run
+from tierexport.base.errors import InputError
 from tierexport.base.registry import FORMATS
 from tierexport.base.workers import HERE
+from tierexport.datasets.beir import read_beir, read_retrieval_set
+from tierexport.datasets.textfiles import BUILTIN
 from tierexport.formats.torchao.int4 import plain
+from tierexport.metrics.similarity import normalized
 from tierexport.search.effects import Option
 from tierexport.search.find import fitting, studies_of
+from tierexport.search.lossless import RetrievalJudge
 from tierexport.search.study import Study, types_in
+from tierexport.verify.intervals import Difference
 
 LAYOUTS = ("portable", "packed")
 
@@ -94,10 +100,8 @@ def test_the_first_layout_that_has_such_a_file_is_taken(
         assert found["bytes"] <= budget
         assert [each["format"] for each in found["results"] if each["status"] == "ok"] == ["torchao"]
         assert 0 < found["measured"] < 0.05
-        larger = [
-            group.bytes[types] for group in studies[layout].groups if (types := found["types"][group.name]) != group.smallest
-        ]
-        assert sum(larger) > 0.01 * budget
+        taken = [(group, found["types"][group.name]) for group in studies[layout].groups]
+        assert sum(group.bytes[native] for group, native in taken if native != group.smallest) > 0.01 * budget
     assert run("search", tiny_model, "--format", "torchao", "--bytes", str(packed - 1)).exit_code == 2
 
 
@@ -118,15 +122,52 @@ def test_the_frontier_is_that_of_folders(tiny_model: Path, tmp_path: Path, monke
     assert least["loss"] > 2 * largest["loss"]
 
 
-@pytest.mark.usefixtures("_registered")
-def test_what_a_format_can_not_have_is_said(tiny_model: Path) -> None:
+def fp32_ranking(study: Study, folder: Path) -> Path:
+    """The built-in set with other grades: each query's ten first documents by fp32, from 10 down to 1."""
+    data = read_retrieval_set("builtin")
+    shutil.copytree(BUILTIN / "retrieval", folder)
+    queries, documents = (study.trial.model.encode(list(texts)) for texts in (data.queries, data.documents))
+    order = np.argsort(-(normalized(queries) @ normalized(documents).T), axis=1)[:, :10]
+    rows = [
+        f"{query}\t{data.document_ids[document]}\t{10 - place}\n"
+        for query, found in zip(data.query_ids, order, strict=True)
+        for place, document in enumerate(found)
+    ]
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))
+    return folder
+
+
+def test_the_smallest_folder_whose_retrieval_is_shown_to_lose_less(
+    studies: Mapping[str, Study], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Judged by fp32's own ten first documents, whose every change of place is a loss: it loses less than half of what the
+    smallest may lose, and 2 % fewer bytes are too few.
+    """
+    first, packed = studies.values()
+    data = fp32_ranking(first, tmp_path / "data")
+    judge = RetrievalJudge(first.trial.model, first.source, [read_beir(data)])
+    assert judge.reference == pytest.approx(1)
+
+    def judged(budget: int) -> Difference:
+        study = fitting([first, packed], budget)
+        return judge.difference(study.as_built(study.plan(types_in(study.within(budget)), "judged")))
+
+    loss = -judged(packed.smallest).ci_low / 2
+    assert loss > 0
+    options = ("--format", "torchao", "--lossless", "--loss", str(loss), "--data", data, "--json")
+    done = run("search", tiny_model, *options, "--out", tmp_path / "least.toml")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert packed.smallest < found["bytes"] < first.largest
+    assert [each["format"] for each in found["results"] if each["status"] == "ok"] == ["torchao"]
+    assert judged(max(int(found["bytes"] * 0.98), packed.smallest)).ci_low <= -loss
+
+
+def test_what_a_format_can_not_have_is_said(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("search", tiny_model, "--format", "torchao", "--bits", "12", "--max-time", "0.9")
     assert done.exit_code == 2
     assert "types of torchao are not timed" in done.stderr
-    assert run("search", tiny_model, "--format", "npz", "--bits", "12").exit_code == 2
-
-
-@pytest.fixture
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A third format, of which nothing is searched."""
+    assert "Measuring" not in done.stderr
     monkeypatch.setitem(FORMATS, "npz", f"{third_format.__name__}:Npz")
+    with pytest.raises(InputError, match="npz offers no types to choose from"):
+        studies_of(str(tiny_model), HERE, "npz")

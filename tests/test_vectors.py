@@ -319,7 +319,10 @@ def test_codes_of_many_vectors_are_those_of_each(rotation: Floats | None, monkey
     codec = fit(unit, "int4", "rolling", rotation=rotation)
     codes = codec.coded(some)
     assert np.array_equal(codes, codec.encode(unit))
-    assert np.allclose(codec.restored(some), codec.decode(codes), atol=1e-6)  # products of fewer rows may round otherwise
+    if rotation is None:
+        assert np.array_equal(codec.restored(some), codec.decode(codes))
+    else:  # products of fewer rows may round otherwise
+        assert np.allclose(codec.restored(some), codec.decode(codes), atol=1e-6)
 
 
 @pytest.mark.parametrize("level", ["binary", "trinary"])

@@ -10,7 +10,6 @@ from tierexport.base.workers import HERE, Workers
 from tierexport.datasets.beir import read_retrieval_set
 from tierexport.formats import format_named
 from tierexport.model.description import FILE_NAME
-from tierexport.model.encoder import open_model
 from tierexport.search.found import Found
 from tierexport.search.lossless import RetrievalJudge
 from tierexport.search.study import MARK, Study, types_in
@@ -53,7 +52,7 @@ def search_lossless(
     first = studies[0]
     out = out or Path(f"{first.source.name}-lossless.toml")
     _check_replaceable(out)
-    judge = RetrievalJudge(open_model(first.source), first.source, [read_retrieval_set(each) for each in data])
+    judge = RetrievalJudge(first.trial.model, first.source, [read_retrieval_set(each) for each in data])
     low, high, wanting = min(study.smallest for study in studies), first.largest, None
     with stage("Halving the budget") as running:
         while high - low > high * TOLERANCE:

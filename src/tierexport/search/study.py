@@ -130,7 +130,8 @@ class Study:
         """The time of every type that a group may get."""
         natives = sorted({option.native for _, option in self.effects.rows})
         texts = [text.text for text in self.texts]
-        return times_of(self.groups, natives, self.unit, self._plainly_rounded, texts, source_stages(self.source))
+        stages, code = source_stages(self.source), self.choices.code
+        return times_of(self.groups, natives, self.unit, self._plainly_rounded, texts, stages, code)
 
     def _plainly_rounded(self, types: Mapping[str, str], path: Path) -> Reader:
         """A file with these types by group, rounded to the nearest, open."""

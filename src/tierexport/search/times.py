@@ -36,11 +36,12 @@ Make = Callable[[Mapping[str, str], Path], Reader]
 
 
 def times_of(
-    groups: Sequence[Group], natives: Sequence[str], unit: str, make: Make, texts: Sequence[str], stages: Stages
-) -> Times:
+    groups: Sequence[Group], natives: Sequence[str], unit: str, make: Make, texts: Sequence[str], stages: Stages,
+    code: Sequence[str],
+) -> Times:  # fmt: skip
     """The time of each of these types and of the type `unit`, from `stages` or measured now on the longest of `texts`.
 
-    Raises ArtifactError where llama.cpp fails.
+    `code`: modules that decide it. Raises ArtifactError where llama.cpp fails.
     """
 
     def measure(folder: Path) -> None:
@@ -50,7 +51,7 @@ def times_of(
             write_json(folder / "times.json", _measured(groups, every, make, sorted(texts, key=len)[-TEXTS:], running.step))
 
     machine = [platform.machine(), platform.processor(), platform.node(), os.cpu_count(), os.environ.get("OMP_NUM_THREADS")]
-    key = stage_key("tierexport.search.times", natives, unit, machine, tools())
+    key = stage_key(("tierexport.search.times", *code), natives, unit, machine, tools())
     found: Times = json.loads((stages.run("times", key, measure) / "times.json").read_text("utf-8"))
     return found
 

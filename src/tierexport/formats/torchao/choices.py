@@ -26,7 +26,7 @@ class TorchaoChoices:
     Those of "fast" are not among them: they take the bytes of others and lose more, for speed.
     """
 
-    code: tuple[str, ...] = ("tierexport.formats.torchao.choices", "tierexport.formats.torchao.convert")
+    code: tuple[str, ...] = ("tierexport.formats.torchao.choices",)
     stock: tuple[str, ...] = ()
     unit: str | None = None
 
